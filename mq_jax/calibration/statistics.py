@@ -1,0 +1,128 @@
+"""Gram matrices and ranges of the inputs of matmuls."""
+
+import functools
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mq_jax import sites as sites_lib
+
+
+class Statistics(NamedTuple):
+  """What is known of the inputs [tokens, k] of one site.
+
+  Stacked ([*batch, ...]) where the site's parameter holds several matrices.
+
+  Attributes:
+    gram: X^T X, accumulated in float32. f32[*batch, k, k].
+    count: Rows of X that were seen. f32[*batch].
+    total: Sum of each input. f32[*batch, k].
+    largest: Largest magnitude of each input. f32[*batch, k].
+  """
+
+  gram: jax.Array
+  count: jax.Array
+  total: jax.Array
+  largest: jax.Array
+
+
+def of_rows(rows: jax.Array) -> Statistics:
+  """Statistics of inputs [..., m, k], computed in float32."""
+  x = rows.astype(jnp.float32)
+  gram = jnp.matmul(
+    jnp.swapaxes(x, -1, -2), x, precision=jax.lax.Precision.HIGHEST
+  )
+  return Statistics(
+    gram=gram,
+    count=jnp.full(x.shape[:-2], x.shape[-2], jnp.float32),
+    total=jnp.sum(x, axis=-2),
+    largest=jnp.max(jnp.abs(x), axis=-2),
+  )
+
+
+def merge(a: Statistics, b: Statistics) -> Statistics:
+  """Statistics of the rows of both; associative and commutative."""
+  return Statistics(
+    gram=a.gram + b.gram,
+    count=a.count + b.count,
+    total=a.total + b.total,
+    largest=jnp.maximum(a.largest, b.largest),
+  )
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _tapped(f, wanted, params, batch):
+  names = {site.name for site in wanted}
+
+  def what(site, rows):
+    if site.name not in names:
+      return None
+    found = of_rows(rows)
+    # `tap` adds up the calls of a site, which a maximum does not survive.
+    return found if site.calls == 1 else found._replace(largest=None)
+
+  return sites_lib.tap(f, what)(params, *batch)[1]
+
+
+def calibrate(
+  f: Callable[..., Any],
+  params: Any,
+  batches: Iterable[Any],
+  *,
+  sites: Sequence[sites_lib.Site] | None = None,
+  progress: Callable[[int, int | None], None] | None = None,
+) -> dict[str, Statistics]:
+  """One pass over data: statistics of the inputs of every site.
+
+  Args:
+    f: `f(params, *batch)`, any JAX function; give the same object again, and
+      nothing is compiled again.
+    params: Its parameters.
+    batches: Batches for `f`; an entry that is no tuple is its only argument.
+      Batches of one shape share one compiled program.
+    sites: Sites to gather for; None for all with a parameter.
+    progress: Called with the batches done and, if known, their number.
+
+  Returns:
+    Statistics by the site's name. `largest` is None for a site whose matrix
+    is used more than once.
+
+  Raises:
+    ValueError: if there are no batches, or a site's inputs are not finite.
+  """
+  batches = batches if hasattr(batches, '__len__') else list(batches)
+  as_tuple = lambda batch: batch if isinstance(batch, tuple) else (batch,)
+  if not len(batches):
+    raise ValueError('calibrate: no batches; give at least one')
+  if sites is None:
+    sites = sites_lib.find(f, params, *as_tuple(batches[0]))
+  wanted = tuple(site for site in sites if site.path is not None)
+  found: dict[str, Statistics] = {}
+  for done, batch in enumerate(batches):
+    batch = jax.tree.map(jnp.asarray, as_tuple(batch))
+    new = _tapped(f, wanted, params, batch)
+    for name, statistics in new.items():
+      if statistics is not None:
+        old = found.get(name)
+        found[name] = statistics if old is None else _merge(old, statistics)
+    if progress is not None:
+      progress(done + 1, len(batches))
+  for name, statistics in found.items():
+    if not bool(jnp.all(jnp.isfinite(statistics.gram))):
+      raise ValueError(
+        f'{name}: calibration data gives inputs that are not finite, or too '
+        'large to square in float32'
+      )
+    if not bool(jnp.all(statistics.count > 0)):
+      raise ValueError(f'{name}: no row of calibration data reached it')
+  return found
+
+
+@jax.jit
+def _merge(a: Statistics, b: Statistics) -> Statistics:
+  if a.largest is None:
+    merged = merge(a._replace(largest=a.total), b._replace(largest=b.total))
+    return merged._replace(largest=None)
+  return merge(a, b)

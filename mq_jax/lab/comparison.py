@@ -1,0 +1,233 @@
+"""Runs a study: every recipe on every model, one record a row."""
+
+import contextlib
+import math
+import pathlib
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from mq_jax import calibration, plans, recipes, sites
+from mq_jax.lab import config, measure, opening, progress, runs
+from mq_jax.report import figures, tables
+
+ARTIFACT = 'artifact'
+
+
+def run(
+  study: config.Study,
+  path: pathlib.Path,
+  *,
+  operative: str,
+  name: str,
+  display: progress.Display,
+) -> list[dict]:
+  """Run a study in a folder, or what is missing of it.
+
+  Args:
+    study: What is compared.
+    path: The run folder.
+    operative: Config as gin text.
+    name: Name of the config, for the figure.
+    display: Where progress is shown.
+
+  Returns:
+    The records of all rows, in the study's order.
+
+  Raises:
+    RunError: if the folder is not this run's.
+    ValueError, FileNotFoundError: if a model or text cannot be read. Errors
+      of one row are its status instead.
+  """
+  text = measure.evaluation_text(study.text)
+  calibration_text = measure.calibration_text(study.calibration_text)
+  data = {
+    'text': {'source': text.source, 'sha256': text.sha256},
+    'calibration': {
+      'source': calibration_text.source,
+      'sha256': calibration_text.sha256,
+    },
+  }
+  with runs.open_run(
+    path,
+    study,
+    operative=operative,
+    data=data,
+    device=f'{jax.default_backend()}: {jax.devices()[0].device_kind}',
+  ) as folder:
+    missing = folder.missing()
+    total = len(study.models) * len(study.rows)
+    if not missing:
+      display.say(f'{path}: this run is finished; its {total} rows:')
+    elif len(missing) < total:
+      display.say(f'{path}: {total - len(missing)} of {total} rows are there')
+    with display.rows(total - len(missing), total):
+      for model_name in study.models:
+        rows = [row for m, row in missing if m == model_name]
+        if rows:
+          bench = _Bench(model_name, study, text, calibration_text, display)
+          for row in rows:
+            keep = row.label == study.artifact and model_name == study.models[0]
+            artifact = path / ARTIFACT if keep else None
+            record, site_records = bench.row(row, artifact)
+            folder.append(record, site_records)
+            display.row_done()
+            display.say(_line(record))
+    records = folder.records()
+    if missing:
+      _report(folder, records, f'{name} ({study.digest}), seed {study.seed}')
+  return records
+
+
+def _line(record: dict[str, Any]) -> str:
+  """A finished row in one line of log."""
+  head = f'{record["model"]}  {record["recipe"]}'
+  if runs.failed(record):
+    return f'{head}: {record["status"]}'
+  return (
+    f'{head}: ebw {record["ebw"]:.3f}, bits_per_byte '
+    f'{record["bits_per_byte"]:.4f}, {record["seconds"]:.1f} s + '
+    f'{record["eval_seconds"]:.1f} s'
+  )
+
+
+def shown(records: list[dict]) -> list[dict]:
+  """Records for people: folders of models by their last name, if that tells."""
+  names = {r['model']: pathlib.Path(r['model']).name for r in records}
+  if len(set(names.values())) < len(names):
+    return records
+  return [{**r, 'model': names[r['model']]} for r in records]
+
+
+def _report(folder: runs.RunFolder, records: list[dict], footnote: str) -> None:
+  folder.write('results.csv', tables.csv_text(records))
+  records = shown(records)
+  folder.write('results.md', tables.markdown(records))
+  with contextlib.suppress(ValueError):  # every row failed: nothing to draw
+    figure = figures.quality_over_bits(records, footnote=footnote)
+    figure.savefig(folder.path / 'figure.png')
+
+
+class _Bench:
+  """One model, ready for rows: its sites, statistics and windows."""
+
+  def __init__(
+    self,
+    name: str,
+    study: config.Study,
+    text: measure.Text,
+    calibration_text: measure.Text,
+    display: progress.Display,
+  ):
+    self._study, self._display = study, display
+    self._model = model = opening.open_any(name)
+    self._name = name
+    if has_packed(model.params):
+      raise ValueError(f'{name}: is quantized already; compare plain models')
+    self._windows = measure.windows(model, text, study.windows)
+    batches = measure.calibration_batches(
+      model,
+      calibration_text,
+      study.calibration_windows,
+      study.batch,
+      study.seed,
+    )
+    self._sites = sites.find(model.apply, model.params, batches[0])
+    start = time.perf_counter()
+    self._statistics = calibration.calibrate(
+      model.apply,
+      model.params,
+      batches,
+      sites=self._sites,
+      progress=display.steps(f'{name}: calibrating'),
+    )
+    jax.block_until_ready(self._statistics)
+    seconds = time.perf_counter() - start
+    tokens = sum(b.size for b in batches)
+    display.say(f'{name}: calibrated on {tokens} tokens in {seconds:.1f} s')
+
+  def row(
+    self, row: config.Row, artifact: pathlib.Path | None
+  ) -> tuple[dict[str, Any], list[dict]]:
+    """The record of one row and those of its sites; never raises."""
+    record: dict[str, Any] = {
+      'model': self._name,
+      'recipe': row.label,
+      'family': row.name,
+      'bits': dict(row.options).get('bits'),
+      **dict.fromkeys(('ebw', 'ebw_paper', 'nll', 'perplexity')),
+      **dict.fromkeys(('bits_per_byte', 'tokens', 'bytes')),
+      **dict.fromkeys(('seconds', 'eval_seconds')),
+      'options': dict(row.options),
+      'status': 'ok',
+    }
+    site_records: list[dict] = []
+    what = f'{self._name}: {row.label}'
+    try:
+      recipe = recipes.make(row.name, **dict(row.options))
+      packed, seconds = quantize(
+        self._model,
+        recipe,
+        self._sites,
+        self._statistics,
+        self._display.steps(what),
+      )
+      record['seconds'] = round(seconds, 3)
+      size = plans.size(packed)
+      record['ebw'] = float(size.ebw)
+      record['ebw_paper'] = float(size.ebw_paper)
+      if record['bits'] is None:
+        # Neither none nor fineq has the option: the width of a slot.
+        record['bits'] = getattr(recipe.rows, 'bits', int(size.ebw_paper))
+      site_records = [_finite(r) for r in plans.records(packed)]
+      start = time.perf_counter()
+      record |= measure.scores(
+        self._model,
+        packed,
+        self._windows,
+        self._study.batch,
+        self._display.steps(f'{what}: evaluating'),
+      )
+      record['eval_seconds'] = round(time.perf_counter() - start, 3)
+      record['status'] = measure.status_of(site_records)
+      if artifact is not None:
+        # Before its row is: a row that is there has its artifact.
+        opening.save_artifact(artifact, self._model, packed, overwrite=True)
+    except Exception as error:  # the other rows are not to be lost
+      lines = str(error).strip().splitlines() or ['']
+      record['status'] = f'failed: {type(error).__name__}: {lines[0]}'[:300]
+    return record, site_records
+
+
+def _finite(record: dict[str, Any]) -> dict[str, Any]:
+  """A record that JSON can hold: None for what is not a finite number."""
+  lost = lambda x: isinstance(x, float) and not math.isfinite(x)
+  return {k: None if lost(v) else v for k, v in record.items()}
+
+
+def quantize(
+  model: opening.LanguageModel,
+  recipe: Any,
+  found: tuple[sites.Site, ...],
+  statistics: Any,
+  step: Callable[..., None] | None = None,
+) -> tuple[dict, float]:
+  """Every weight of the model by one recipe; and the seconds it took.
+
+  The time includes compilation, which rows of equal program share: the first
+  of them pays it.
+  """
+  start = time.perf_counter()
+  plan = plans.uniform(found, recipe)
+  packed = plans.compress(
+    model.params, plan, statistics=statistics, progress=step
+  )
+  jax.block_until_ready(jax.tree.leaves(packed))
+  return packed, time.perf_counter() - start
+
+
+def has_packed(params: Any) -> bool:
+  """Whether some of the parameters are packed matrices."""
+  return bool(plans.records(params))

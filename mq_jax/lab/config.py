@@ -1,0 +1,474 @@
+"""From a gin file and bindings to one frozen `Study`, or one clear error.
+
+Gin is a way to write values down, nothing more: they are read once, before
+any work, and gin's global state is left as empty as it was found. A name
+that does not exist is reported with its file, its line and the nearest names.
+"""
+
+import ast
+import contextlib
+import dataclasses
+import difflib
+import hashlib
+import importlib
+import inspect
+import json
+import pathlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import gin
+from gin import config as gin_config
+from gin import config_parser
+
+
+class ConfigError(ValueError):
+  """What the user wrote cannot be run; the message is one line for him."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+  """One row of a study: a recipe by name, its options, its label."""
+
+  label: str
+  name: str
+  options: tuple[tuple[str, Any], ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+  """A comparison of recipes on models, complete and without defaults."""
+
+  models: tuple[str, ...]
+  rows: tuple[Row, ...]
+  text: str | None
+  calibration_text: str | None
+  windows: int
+  calibration_windows: int
+  batch: int
+  artifact: str | None
+  seed: int
+
+  def as_dict(self) -> dict[str, Any]:
+    """Plain JSON data, equal for equal studies."""
+    return json.loads(json.dumps(dataclasses.asdict(self)))
+
+  @property
+  def digest(self) -> str:
+    """Eight hex digits that name this study."""
+    text = json.dumps(self.as_dict(), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+class _Field(ValueError):
+  """A bad value of one parameter; `word` is looked for to find its line."""
+
+  def __init__(self, field: str, message: str, word: Any = None):
+    super().__init__(message)
+    # Gin raises a copy with its own text added; attributes come through.
+    self.field, self.message, self.word = field, message, word
+
+
+def nearest(name: str, names: Sequence[str]) -> str:
+  """A hint that ends a message: names like `name`, or all when few.
+
+  Examples:
+    >>> nearest('sed', ['seed', 'text'])
+    "; did you mean 'seed'?"
+  """
+  close = difflib.get_close_matches(str(name), names, n=3, cutoff=0.6)
+  if close:
+    return f'; did you mean {" or ".join(map(repr, close))}?'
+  return f'; there are {", ".join(sorted(names))}' if names else ''
+
+
+def label_of(name: str, options: Mapping[str, Any]) -> str:
+  """A short label: `gptq w4 g128`, other options spelled out.
+
+  Examples:
+    >>> label_of('gptq', {'bits': 4, 'group': 128, 'symmetric': True})
+    'gptq w4 g128 symmetric'
+  """
+  words = [name]
+  for key, value in options.items():
+    if key in ('bits', 'group') and isinstance(value, int):
+      words.append(f'{"w" if key == "bits" else "g"}{value}')
+    elif isinstance(value, bool):
+      words.append(key if value else f'no {key}')
+    else:
+      words.append(f'{key}={value}')
+  return ' '.join(words)
+
+
+def _row(entry: Any) -> Row:
+  """A row from its gin value: a name, or a dict with 'recipe' and options."""
+  if isinstance(entry, str):
+    entry = {'recipe': entry}
+  if not isinstance(entry, Mapping) or 'recipe' not in entry:
+    raise _Field(
+      'recipes',
+      f"a row is a name or {{'recipe': name, option: value, ...}}, got "
+      f'{entry!r}',
+    )
+  options = {k: v for k, v in entry.items() if k not in ('recipe', 'label')}
+  name = entry['recipe']
+  label = entry.get('label') or label_of(name, options)
+  if not isinstance(name, str) or not isinstance(label, str):
+    raise _Field('recipes', f'names and labels are text, got {entry!r}')
+  try:
+    json.dumps(options)
+  except TypeError as error:
+    raise _Field('recipes', f'{label}: options are plain data: {error}') from (
+      error
+    )
+  return Row(label, name, tuple(options.items()))
+
+
+def _check_recipe(row: Row) -> None:
+  from mq_jax import recipes  # late: `mq --help` needs no jax
+
+  try:
+    recipes.make(row.name, **dict(row.options))
+  except (ValueError, TypeError) as error:
+    # The word is what to look for in the file: the first of these it holds.
+    words = [*(k for k, _ in row.options if k in str(error)), row.name]
+    raise _Field('recipes', f'{row.label}: {error}', words) from error
+
+
+def _number(field: str, value: Any, least: int) -> int:
+  if isinstance(value, bool) or not isinstance(value, int) or value < least:
+    raise _Field(field, f'needs a whole number >= {least}, got {value!r}')
+  return value
+
+
+def _path(field: str, value: Any) -> str | None:
+  if value is not None and not isinstance(value, str):
+    raise _Field(field, f'needs the path of a text file, got {value!r}')
+  return value
+
+
+def compare(
+  models=gin.REQUIRED,
+  recipes=gin.REQUIRED,
+  text=None,
+  calibration_text=None,
+  windows=64,
+  calibration_windows=64,
+  batch=8,
+  artifact=None,
+  seed=0,
+) -> Study:
+  """Compare recipes on models: what `mq run` runs.
+
+  Args:
+    models: Bundled models, Hugging Face folders or artifacts.
+    recipes: Rows: a recipe's name, or a dict with 'recipe', its options and
+      optionally 'label'.
+    text: UTF-8 file to evaluate on; None takes the docs corpus, test split.
+    calibration_text: UTF-8 file to calibrate on; None takes the docs corpus,
+      train split.
+    windows: Evaluated windows of the model's context length.
+    calibration_windows: Windows to calibrate on, drawn by `seed`.
+    batch: Windows that go through the model at once.
+    artifact: Label of the row whose packed artifact is kept, on the first of
+      the models.
+    seed: Seed of all random choices.
+
+  Returns:
+    The study, every name and value checked.
+  """
+  for field, value in (('models', models), ('recipes', recipes)):
+    if not isinstance(value, list | tuple) or not value:
+      raise _Field(field, f'needs a list of at least one, got {value!r}')
+  for model in models:
+    if not isinstance(model, str):
+      raise _Field('models', f'names and folders are text, got {model!r}')
+  rows = tuple(_row(entry) for entry in recipes)
+  for field, names in (
+    ('models', models),
+    ('recipes', [r.label for r in rows]),
+  ):
+    twice = next((n for i, n in enumerate(names) if n in names[:i]), None)
+    if twice is not None:
+      hint = "; give one a 'label'" if field == 'recipes' else ''
+      raise _Field(field, f'{twice!r} stands there twice{hint}', twice)
+  for row in rows:
+    _check_recipe(row)
+  labels = [row.label for row in rows]
+  if artifact is not None and artifact not in labels:
+    raise _Field(
+      'artifact',
+      f'{artifact!r} is not the label of a row{nearest(artifact, labels)}',
+      artifact,
+    )
+  return Study(
+    models=tuple(models),
+    rows=rows,
+    text=_path('text', text),
+    calibration_text=_path('calibration_text', calibration_text),
+    windows=_number('windows', windows, 1),
+    calibration_windows=_number('calibration_windows', calibration_windows, 1),
+    batch=_number('batch', batch, 1),
+    artifact=artifact,
+    seed=_number('seed', seed, 0),
+  )
+
+
+_compare = gin.configurable('compare', module='mq_jax.lab')(compare)
+
+
+@contextlib.contextmanager
+def _clean_gin() -> Iterator[None]:
+  """Empties gin's global state before and after, whatever happens."""
+  gin.clear_config()
+  try:
+    yield
+  finally:
+    gin.clear_config()
+
+
+class _Reference(str):
+  """A name that a value refers to: '@configurable' or '%macro'."""
+
+
+class _Names(config_parser.ParserDelegate):
+  """Collects references of a statement instead of resolving them."""
+
+  def configurable_reference(self, scoped_configurable_name, evaluate):
+    return _Reference('@' + scoped_configurable_name)
+
+  def macro(self, macro_name):
+    return _Reference('%' + macro_name)
+
+
+def _references(value: Any) -> Iterator[_Reference]:
+  if isinstance(value, _Reference):
+    yield value
+  elif isinstance(value, Mapping):
+    for item in value.items():
+      yield from _references(item)
+  elif isinstance(value, list | tuple):
+    for item in value:
+      yield from _references(item)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Source:
+  """A gin file, or the binding of one `--set`."""
+
+  name: str
+  text: str
+  is_file: bool
+
+  def at(self, line: int, message: str) -> ConfigError:
+    where = f'{self.name}:{line}' if self.is_file else self.name
+    return ConfigError(f'{where}: {" ".join(message.split())}')
+
+  def line_of(self, line: int, words: Any) -> int:
+    """The line from `line` on that quotes a word, else `line` itself."""
+    lines = self.text.splitlines()
+    for word in words if isinstance(words, list) else [words]:
+      pattern = re.compile(f'[\'"]{re.escape(str(word))}[\'"]')
+      for number in range(line, len(lines) + 1):
+        if pattern.search(lines[number - 1]):
+          return number
+    return line
+
+
+def _read(path: str | pathlib.Path) -> _Source:
+  try:
+    return _Source(str(path), pathlib.Path(path).read_text('utf-8'), True)
+  except FileNotFoundError:
+    raise ConfigError(f'{path}: no such config file') from None
+  except (OSError, UnicodeDecodeError) as error:
+    raise ConfigError(f'{path}: not a readable UTF-8 file: {error}') from error
+
+
+def _statements(source: _Source) -> Iterator[Any]:
+  """Statements of a source, those of included files in their place."""
+  try:
+    yield from config_parser.ConfigParser(source.text, _Names())
+  except SyntaxError as error:
+    line = error.lineno
+    if line is None and len(error.args) > 1:
+      line = error.args[1][1]
+    raise source.at(line or 1, f'syntax: {error.args[0]}') from error
+  except Exception as error:  # tokenize and gin raise what they like
+    where = getattr(error, 'args', [None])[-1]
+    line = where[0] if isinstance(where, tuple) else 1
+    raise source.at(line, f'syntax: {error}') from error
+
+
+def _registered() -> list[str]:
+  """Short names of what can be configured, gin's own left out."""
+  found = gin_config._REGISTRY  # pylint: disable=protected-access
+  return [
+    selector.rsplit('.', 1)[-1]
+    for selector, _ in found.items()
+    if not selector.startswith('gin.')
+  ]
+
+
+def _check_names(
+  sources: Sequence[_Source],
+) -> dict[str, tuple[_Source, int]]:
+  """Where each parameter of `compare` is bound; raises on unknown names."""
+  bound: dict[str, tuple[_Source, int]] = {}
+  macros, used, configured = set(), [], []
+  queue = list(sources)
+  seen = set()
+  while queue:
+    source = queue.pop(0)
+    includes = []
+    for statement in _statements(source):
+      line = statement.location.line_num
+      if isinstance(statement, config_parser.ImportStatement):
+        _import(source, statement)
+      elif isinstance(statement, config_parser.IncludeStatement):
+        try:
+          included = _read(statement.filename)
+        except ConfigError as error:
+          raise source.at(line, f'include: {error}') from error
+        if included.name in seen:
+          raise source.at(line, f'include: {included.name} stands there twice')
+        seen.add(included.name)
+        includes.append(included)
+      elif isinstance(statement, config_parser.BlockDeclaration):
+        _known(source, line, statement.selector)
+      else:
+        scope, selector, parameter, value, _ = statement
+        for reference in _references(value):
+          used.append((source, line, reference))
+        if not parameter:
+          macros.add(f'{scope}/{selector}' if scope else selector)
+          continue
+        _known(source, line, selector, parameter)
+        if selector.rsplit('.', 1)[-1] != 'compare':
+          configured.append((source, line, selector))
+        elif scope:
+          raise source.at(line, f'nothing uses scope {scope!r} of compare')
+        else:
+          bound[parameter] = (source, line)
+    queue = includes + queue
+  for source, line, reference in used:
+    kind, name = reference[0], reference[1:]
+    if kind == '@':
+      _known(source, line, name.rsplit('/', 1)[-1])
+    elif name not in macros and name not in gin_config._CONSTANTS:  # pylint: disable=protected-access
+      hint = nearest(name, sorted(macros))
+      raise source.at(line, f'unknown macro %{name}{hint}')
+  referenced = {reference[1:].rsplit('/', 1)[-1] for _, _, reference in used}
+  for source, line, selector in configured:
+    if selector not in referenced:
+      raise source.at(line, f'nothing uses {selector}; what is run is compare')
+  return bound
+
+
+def _import(source: _Source, statement: config_parser.ImportStatement) -> None:
+  """Imports what a config asks for, so that its configurables are known."""
+  line, module = statement.location.line_num, statement.module
+  if module.startswith('__gin__'):
+    raise source.at(line, 'dynamic registration is not supported')
+  if statement.is_from:
+    module = module.rsplit('.', 1)[0]
+  try:
+    importlib.import_module(module)
+  except ImportError as error:
+    raise source.at(line, f'import: {error}') from error
+
+
+def _known(
+  source: _Source, line: int, selector: str, parameter: str | None = None
+) -> None:
+  """Raises unless the configurable, and its parameter, exist."""
+  registry = gin_config._REGISTRY  # pylint: disable=protected-access
+  matches = registry.matching_selectors(selector)
+  if len(matches) != 1:
+    kind = 'ambiguous' if matches else 'unknown'
+    hint = nearest(selector, matches or _registered())
+    raise source.at(line, f'{kind} configurable {selector!r}{hint}')
+  if parameter is None:
+    return
+  wrapped = registry[matches[0]].wrapped
+  signature = inspect.signature(wrapped).parameters
+  anything = any(p.kind is p.VAR_KEYWORD for p in signature.values())
+  if parameter not in signature and not anything:
+    hint = nearest(parameter, list(signature))
+    raise source.at(line, f'{selector} has no parameter {parameter!r}{hint}')
+
+
+def load(
+  path: str | pathlib.Path,
+  bindings: Sequence[str] = (),
+  *,
+  default_text: str | None = None,
+) -> tuple[Study, str]:
+  """Read a config file and bindings.
+
+  Args:
+    path: A gin file.
+    bindings: Gin bindings that override it, as from `--set`.
+    default_text: Evaluation text where neither binds one.
+
+  Returns:
+    The study, and the operative config as gin text that `load` reads again.
+
+  Raises:
+    ConfigError: for whatever is wrong, in one line.
+  """
+  sources = [_read(path)]
+  sources += [_Source(f'--set {b!r}', b, False) for b in bindings]
+  with _clean_gin():
+    bound = _check_names(sources)
+    every = list(bindings)
+    if default_text is not None and 'text' not in bound:
+      every.append(f'compare.text = {default_text!r}')
+    try:
+      gin.parse_config_files_and_bindings(
+        [str(path)], every, skip_unknown=False
+      )
+      study = _compare()
+    except _Field as error:
+      source, line = bound.get(error.field, (sources[0], 1))
+      if error.word is not None:
+        line = source.line_of(line, error.word)
+      raise source.at(line, f'compare.{error.field}: {error.message}') from None
+    except Exception as error:
+      missing = [
+        name
+        for name in ('models', 'recipes')
+        if name not in bound and 'Required' in str(error)
+      ]
+      if missing:
+        names = ' and '.join(f'compare.{name}' for name in missing)
+        raise sources[0].at(1, f'{names} must be set') from error
+      raise sources[0].at(1, str(error)) from error
+    operative = gin.operative_config_str()
+  return study, operative
+
+
+def options(assignments: Sequence[str]) -> dict[str, Any]:
+  """Recipe options from `name=value` texts, values as gin would read them.
+
+  A bare word is text: `axis=out` and `axis='out'` are the same.
+
+  Raises:
+    ConfigError: for a text of another form, or a name given twice.
+
+  Examples:
+    >>> options(['group=64', 'axis=out', 'prune=False'])
+    {'group': 64, 'axis': 'out', 'prune': False}
+  """
+  found: dict[str, Any] = {}
+  for assignment in assignments:
+    name, equals, value = (part.strip() for part in assignment.partition('='))
+    if not equals or not name.isidentifier() or not value:
+      raise ConfigError(f'--set {assignment!r}: needs the form option=value')
+    if name in found:
+      raise ConfigError(f'--set {assignment!r}: {name} is set twice')
+    try:
+      found[name] = ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+      found[name] = value
+  return found

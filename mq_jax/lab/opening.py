@@ -1,0 +1,85 @@
+"""One door to models: bundled, Hugging Face folders, and artifacts."""
+
+import dataclasses
+import os
+import pathlib
+from typing import Any
+
+import tokenizers
+
+from mq_jax import artifacts
+from mq_jax.models import bundled, huggingface, llama
+
+LanguageModel = huggingface.LanguageModel
+
+
+def open_any(name_or_path: str | os.PathLike) -> LanguageModel:
+  """A bundled model, a Hugging Face folder or name, or an artifact.
+
+  Returns:
+    The model; of an artifact, `params` holds packed matrices.
+
+  Raises:
+    ValueError: if it is none of them, or is refused by its reader.
+    FileNotFoundError: if a file of it is missing.
+  """
+  if artifacts.is_artifact(name_or_path):
+    return _from_artifact(pathlib.Path(name_or_path))
+  return bundled.open_model(name_or_path)
+
+
+def save_artifact(
+  folder: str | os.PathLike,
+  model: LanguageModel,
+  params: dict,
+  *,
+  overwrite: bool = False,
+) -> dict:
+  """Write `model` with the compressed `params`; returns the manifest."""
+  config = {
+    'architectures': ['LlamaForCausalLM'],
+    **dataclasses.asdict(model.config),
+    'bos_token_id': model.bos,
+    'eos_token_id': model.eos,
+  }
+  tokenizer = model.tokenizer
+  return artifacts.save(
+    folder,
+    params,
+    model={'name': model.name, 'config': config},
+    tokenizer=None if tokenizer is None else tokenizer.to_str(pretty=True),
+    overwrite=overwrite,
+  )
+
+
+def _from_artifact(folder: pathlib.Path) -> LanguageModel:
+  loaded = artifacts.load(folder)
+  where = f'{folder / "manifest.json"}: model'
+  raw = loaded.model.get('config')
+  if not isinstance(raw, dict):
+    raise ValueError(f'{where}: has no config')
+  config = huggingface.read_config(raw, where)
+  tokenizer = None
+  if loaded.tokenizer is not None:
+    try:
+      tokenizer = tokenizers.Tokenizer.from_str(loaded.tokenizer)
+    except Exception as error:  # the library raises no narrower type
+      raise ValueError(f'{folder}: not a tokenizer: {error}') from None
+  return LanguageModel(
+    config=config,
+    params=loaded.params,
+    apply=llama.functional(config),
+    tokenizer=tokenizer,
+    bos=_token(raw, 'bos_token_id', config, where),
+    name=str(loaded.model.get('name') or folder.name),
+    eos=_token(raw, 'eos_token_id', config, where),
+  )
+
+
+def _token(
+  raw: dict[str, Any], field: str, config: llama.LlamaConfig, where: str
+) -> int | None:
+  value = raw.get(field)
+  if value is None or (type(value) is int and 0 <= value < config.vocab_size):
+    return value
+  raise ValueError(f'{where}: {field} must be a token, got {value!r:.60}')

@@ -1,0 +1,281 @@
+"""Run folders: what a run has finished is on disk, once, and stays there.
+
+A folder belongs to one run, named by the digest of its study; every finished
+row is a line of `results.jsonl`, written before the next one begins. The same
+run started again adds the rows that are missing. A folder that holds anything
+else is refused, never overwritten.
+"""
+
+import contextlib
+import datetime
+import json
+import os
+import pathlib
+import platform
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import metadata
+from typing import Any
+
+from mq_jax.lab import config
+
+# What rows depend on: a run continues only where these are as they were.
+_LIBRARIES = ('mq_jax', 'jax', 'jaxlib', 'flax', 'numpy', 'tokenizers')
+_ALSO = ('optax', 'orbax-checkpoint', 'scipy', 'gin-config', 'safetensors')
+
+_RUN, _RESULTS, _SITES = 'versions.json', 'results.jsonl', 'sites.jsonl'
+
+
+class RunError(ValueError):
+  """The run folder cannot be used; the message is one line for the user."""
+
+
+def versions() -> dict[str, str]:
+  """Versions of Python and of the libraries that a result depends on."""
+  found = {'python': platform.python_version()}
+  for name in (*_LIBRARIES, *_ALSO):
+    try:
+      found[name] = metadata.version(name)
+    except metadata.PackageNotFoundError:
+      found[name] = 'not installed'
+  return found
+
+
+def git_state(folder: pathlib.Path) -> dict[str, Any] | None:
+  """Commit of the checkout that `folder` is in, and whether it was changed."""
+  command = ['git', '-C', str(folder)]
+  run = lambda *arguments: subprocess.run(
+    [*command, *arguments], capture_output=True, text=True, timeout=10
+  )
+  try:
+    head = run('rev-parse', 'HEAD')
+    changed = run('status', '--porcelain')
+  except (OSError, subprocess.TimeoutExpired):
+    return None
+  if head.returncode or changed.returncode:
+    return None
+  return {'commit': head.stdout.strip(), 'changed': bool(changed.stdout)}
+
+
+def default_folder(
+  path: str | pathlib.Path, study: config.Study
+) -> pathlib.Path:
+  """`runs/<config>-<digest>`: equal studies meet in one folder."""
+  return pathlib.Path('runs') / f'{pathlib.Path(path).stem}-{study.digest}'
+
+
+class RunFolder:
+  """The folder of one run, opened by `open_run`."""
+
+  def __init__(self, path: pathlib.Path, study: config.Study):
+    self.path, self.study = path, study
+
+  def records(self) -> list[dict]:
+    """Finished rows in the study's order, the last try of each."""
+    found = {_key(r): r for r in _read_lines(self.path / _RESULTS)}
+    return [found[key] for key in _keys(self.study) if key in found]
+
+  def missing(self) -> list[tuple[str, config.Row]]:
+    """Rows to do: those without a record and those that failed."""
+    done = {_key(r) for r in self.records() if not failed(r)}
+    return [
+      (model, row)
+      for model in self.study.models
+      for row in self.study.rows
+      if (model, row.label) not in done
+    ]
+
+  def append(self, record: Mapping[str, Any], sites: Sequence[Mapping]) -> None:
+    """Add a finished row; its sites first, so that no row lacks them."""
+    tag = {'model': record['model'], 'recipe': record['recipe']}
+    _append(self.path / _SITES, [{**tag, **site, **tag} for site in sites])
+    _append(self.path / _RESULTS, [record])
+
+  def write(self, name: str, text: str) -> None:
+    """Write a file of the run, whole or not at all."""
+    part = self.path / f'.{name}.part'
+    part.write_text(text, encoding='utf-8')
+    os.replace(part, self.path / name)
+
+
+def failed(record: Mapping[str, Any]) -> bool:
+  """Whether a row ended without a result."""
+  return str(record.get('status', '')).startswith('failed')
+
+
+@contextlib.contextmanager
+def open_run(
+  path: pathlib.Path,
+  study: config.Study,
+  *,
+  operative: str,
+  data: Mapping[str, Any],
+  device: str,
+) -> Iterator[RunFolder]:
+  """Begin a run in an empty or new folder, or continue the same run.
+
+  Args:
+    path: The folder.
+    study: What is run.
+    operative: The operative config as gin text, kept beside the results.
+    data: What identifies the texts (digests, versions).
+    device: What computes, by name.
+
+  Yields:
+    The folder, locked against a second process.
+
+  Raises:
+    RunError: if the folder holds another run or anything else, is in use, or
+      the same run was begun with other libraries, data or device and is not
+      finished.
+  """
+  begun = {
+    'run': study.digest,
+    'study': study.as_dict(),
+    'versions': versions(),
+    'device': device,
+    'seed': study.seed,
+    'git': git_state(pathlib.Path(__file__).parent),
+    'data': dict(data),
+    'begun': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
+  }
+  _check_free(path)
+  path.mkdir(parents=True, exist_ok=True)
+  with _locked(path):
+    folder = RunFolder(path, study)
+    if (path / _RUN).exists():
+      _check_same(path, begun, conditions=False)
+      _drop_torn(path / _RESULTS)
+      if folder.missing():
+        _check_same(path, begun, conditions=True)
+        _keep_sites(folder)
+    else:
+      folder.write('config.gin', operative)
+      # Last of the two: it makes the folder a run.
+      folder.write(_RUN, json.dumps(begun, indent=1) + '\n')
+    yield folder
+
+
+def _key(record: Mapping[str, Any]) -> tuple[str, str]:
+  return str(record.get('model')), str(record.get('recipe'))
+
+
+def _keys(study: config.Study) -> list[tuple[str, str]]:
+  return [(model, row.label) for model in study.models for row in study.rows]
+
+
+def _check_free(path: pathlib.Path) -> None:
+  """Refuses what is neither new, nor empty, nor a run."""
+  if not os.path.lexists(path):
+    return
+  if not path.is_dir():
+    raise RunError(f'{path}: is not a folder')
+  # A run killed in its first instant has only these.
+  early = {'.lock', 'config.gin', '.config.gin.part', f'.{_RUN}.part'}
+  names = {p.name for p in path.iterdir()}
+  if _RUN in names or not names or ('.lock' in names and names <= early):
+    return
+  raise RunError(
+    f'{path}: holds files that are not of a run ({sorted(names)[0]}, ...); '
+    'nothing was written; choose another folder with --out'
+  )
+
+
+def _check_same(
+  path: pathlib.Path, begun: Mapping[str, Any], *, conditions: bool
+) -> None:
+  """Refuses another study; if rows are still to be added, other conditions."""
+  try:
+    there = json.loads((path / _RUN).read_text('utf-8'))
+    there['study'], there['versions'], there['data'], there['device']  # noqa: B018
+  except (ValueError, KeyError, TypeError) as error:
+    raise RunError(f'{path / _RUN}: not of a run: {error}') from None
+  if there.get('run') != begun['run']:
+    names = _differences(there['study'], begun['study'])
+    raise RunError(
+      f'{path}: holds another run ({there.get("run")}, this one is '
+      f'{begun["run"]}); they differ in {", ".join(names)}; nothing was '
+      'written; choose another folder with --out'
+    )
+  if not conditions:
+    return
+  differences = [
+    f'{name} {there["versions"].get(name)} (now {begun["versions"][name]})'
+    for name in _LIBRARIES
+    if there['versions'].get(name) != begun['versions'][name]
+  ]
+  if there['data'] != begun['data']:
+    differences.append(
+      'other texts: ' + ', '.join(_differences(there['data'], begun['data']))
+    )
+  if there['device'] != begun['device']:
+    differences.append(f'{there["device"]} (now {begun["device"]})')
+  if differences:
+    raise RunError(
+      f'{path}: this run was begun with {"; ".join(differences)}; rows would '
+      'not compare; choose another folder with --out'
+    )
+
+
+def _differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
+  return sorted(k for k in a.keys() | b.keys() if a.get(k) != b.get(k))
+
+
+def _append(path: pathlib.Path, records: Sequence[Mapping]) -> None:
+  """Add lines with one write, so that a kill tears at most the last."""
+  lines = ''.join(json.dumps(r, allow_nan=False) + '\n' for r in records)
+  with open(path, 'a', encoding='utf-8') as file:
+    file.write(lines)
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _drop_torn(path: pathlib.Path) -> None:
+  """Cut off a last line that was not written to its end."""
+  if path.exists():
+    content = path.read_bytes()
+    whole = content.rfind(b'\n') + 1
+    if whole != len(content):
+      with open(path, 'r+b') as file:
+        file.truncate(whole)
+
+
+def _read_lines(path: pathlib.Path) -> list[dict]:
+  if not path.exists():
+    return []
+  records = []
+  for number, line in enumerate(path.read_text('utf-8').splitlines(), 1):
+    try:
+      record = json.loads(line)
+    except ValueError as error:
+      raise RunError(f'{path}:{number}: not JSON: {error}') from None
+    if not isinstance(record, dict):
+      raise RunError(f'{path}:{number}: not a record')
+    records.append(record)
+  return records
+
+
+def _keep_sites(folder: RunFolder) -> None:
+  """Drop site records of rows that will be done again."""
+  path = folder.path / _SITES
+  _drop_torn(path)
+  done = {_key(r) for r in folder.records() if not failed(r)}
+  kept = [r for r in _read_lines(path) if _key(r) in done]
+  if path.exists():
+    folder.write(_SITES, ''.join(json.dumps(r) + '\n' for r in kept))
+
+
+@contextlib.contextmanager
+def _locked(path: pathlib.Path) -> Iterator[None]:
+  """Keep a second process out; the system frees the lock of a killed one."""
+  try:
+    import fcntl
+  except ImportError:  # not on Windows, where nobody is kept out
+    yield
+    return
+  with open(path / '.lock', 'w') as file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+      raise RunError(f'{path}: another process is at this run') from None
+    yield

@@ -1,0 +1,92 @@
+"""Bit-exact packed storage: pack, unpack, exact byte counts.
+
+A layout is a frozen dataclass; `to_json` and `from_json` carry it in a
+manifest.
+"""
+
+import dataclasses
+import difflib
+from typing import Any
+
+from mq_jax.layouts._base import Layout, Packed
+from mq_jax.layouts.dense import Dense
+from mq_jax.layouts.fineq import FineQ
+from mq_jax.layouts.gobo import Gobo
+from mq_jax.layouts.integer import Integer
+from mq_jax.layouts.microscopiq import MicroScopiQ
+from mq_jax.layouts.olive import Olive
+from mq_jax.layouts.scaled import InputScaled
+
+_ALL = {
+  cls.__name__: cls
+  for cls in (Dense, FineQ, Gobo, InputScaled, Integer, MicroScopiQ, Olive)
+}
+
+
+def to_json(layout: Layout) -> dict[str, Any]:
+  """A layout as plain data: its name and its fields."""
+  fields = {}
+  for field in dataclasses.fields(layout):
+    value = getattr(layout, field.name)
+    fields[field.name] = (
+      to_json(value) if type(value).__name__ in _ALL else value
+    )
+  return {'layout': type(layout).__name__, **fields}
+
+
+def from_json(data: dict[str, Any]) -> Layout:
+  """Undo `to_json`.
+
+  Raises:
+    ValueError: for an unknown layout or field, or a field of the wrong kind.
+  """
+  if not isinstance(data, dict) or data.get('layout') not in _ALL:
+    name = data.get('layout') if isinstance(data, dict) else data
+    near = difflib.get_close_matches(str(name), _ALL) or list(_ALL)
+    raise ValueError(f'unknown layout {name!r}; known are {near}')
+  cls = _ALL[data['layout']]
+  given = {name: value for name, value in data.items() if name != 'layout'}
+  kinds = {field.name: field.type for field in dataclasses.fields(cls)}
+  unknown = set(given) - set(kinds)
+  if unknown:
+    raise ValueError(
+      f'layout {cls.__name__}: unknown fields {sorted(unknown)}; it has '
+      f'{sorted(kinds)}'
+    )
+  for name, value in given.items():
+    if isinstance(value, dict):
+      given[name] = from_json(value)
+    elif isinstance(value, list):
+      given[name] = tuple(tuple(row) for row in value)
+    elif kinds[name] in (int, bool, str) and type(value) is not kinds[name]:
+      raise ValueError(
+        f'layout {cls.__name__}: {name}={value!r} is not a '
+        f'{kinds[name].__name__}'
+      )
+  try:
+    return cls(**given)
+  except TypeError as error:
+    raise ValueError(f'layout {cls.__name__}: {error}') from error
+
+
+def unpack(packed: Packed):
+  """The `QuantizedMatrix` of packed buffers, with an empty record."""
+  from mq_jax import quantize  # a lower room, which builds on this one
+
+  return quantize.from_packed(packed)
+
+
+__all__ = [
+  'Dense',
+  'FineQ',
+  'Gobo',
+  'InputScaled',
+  'Integer',
+  'Layout',
+  'MicroScopiQ',
+  'Olive',
+  'Packed',
+  'from_json',
+  'to_json',
+  'unpack',
+]

@@ -1,0 +1,66 @@
+"""Integers with a float16 scale, and a zero point, per group of rows."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+
+from mq_jax.layouts import _base, _bits
+
+
+@dataclasses.dataclass(frozen=True)
+class Integer:
+  """`bits` a weight; per group and output a f16 scale and `bits` of zero.
+
+  Codes: `level` i16[k, n] (rows beyond k are ignored), `scale` f16[k/g, n],
+  `zero` u8[k/g, n], not stored when symmetric. Symmetric levels are stored in
+  two's complement. The last group may be short.
+
+  `ebw_paper` counts the elements only, as papers name such settings.
+  """
+
+  bits: int
+  group: int
+  symmetric: bool
+
+  def _groups(self, k):
+    return -(-k // self.group)
+
+  def decode(self, codes, k, n):
+    spread = lambda x: jnp.repeat(
+      x.astype(jnp.float32), self.group, axis=0, total_repeat_length=None
+    )[:k]
+    level = codes['level'][:k].astype(jnp.float32)
+    return (level - spread(codes['zero'])) * spread(codes['scale'])
+
+  def pack(self, codes, k, n):
+    level = np.asarray(codes['level'])[:k].astype(np.int32)
+    mask = (1 << self.bits) - 1
+    buffers = {
+      'level': _bits.pack_bits(level & mask, self.bits),
+      'scale': _base.as_bytes(codes['scale'], np.float16),
+    }
+    if not self.symmetric:
+      buffers['zero'] = _bits.pack_bits(np.asarray(codes['zero']), self.bits)
+    return buffers
+
+  def unpack(self, buffers, k, n):
+    shape = (self._groups(k), n)
+    level = _bits.unpack_bits(buffers['level'], self.bits, (k, n))
+    level = level.astype(np.int16)
+    if self.symmetric:
+      level -= (level >> (self.bits - 1)) << self.bits
+      zero = np.zeros(shape, np.uint8)
+    else:
+      zero = _bits.unpack_bits(buffers['zero'], self.bits, shape)
+    scale = _base.from_bytes(buffers['scale'], np.float16, shape)
+    codes = {'level': level, 'scale': scale, 'zero': zero}
+    return {name: jnp.asarray(code) for name, code in codes.items()}
+
+  def nbytes(self, codes, k, n):
+    groups = self._groups(k) * n
+    zero = 0 if self.symmetric else _bits.nbytes(groups, self.bits)
+    return _bits.nbytes(k * n, self.bits) + 2 * groups + zero
+
+  def paper_bits(self, codes, k, n):
+    return float(self.bits * k * n)

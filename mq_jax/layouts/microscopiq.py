@@ -1,0 +1,199 @@
+"""Micro-blocks of equal width, with metadata for those that hold outliers."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mq_jax import steps
+from mq_jax.layouts import _base, _bits
+
+
+@dataclasses.dataclass(frozen=True)
+class MicroScopiQ:
+  """MicroScopiQ's packed tensor.
+
+  Blocks run along the outputs (`axis='out'`) or the inputs ('in'); a row
+  below is the other axis. Every element has `bits` bits; a block of `block`
+  has an exponent byte; every micro-block has a flag, and, when it holds
+  outliers, an MXScale byte and a permutation list of micro_block / 2 pairs of
+  slots. Elements beyond the last micro-block are not stored.
+
+  With `pruned=False` (an ablation) nothing makes room for the lower halves:
+  then a flagged micro-block has instead a mask of its outliers, followed by
+  their lower halves.
+
+  MXScale byte: {level-1 exponent, two's complement, upper 9 - bits bits; uX,
+  lower bits - 1 bits}. The larger uX comes first, so most blocks have all its
+  bits set.
+
+  Codes, r rows, c blocks and u micro-blocks a row: `element` u8[r, c block],
+  `isf` i8[r, c], `osf` i8[r, u] (zero where no outliers), and `upper`, `lower`
+  u8[r, u, micro_block/2], or unpruned `outlier` bool and `low` u8
+  [r, c block].
+
+  Source:
+    MicroScopiQ, arXiv 2411.05282, section 4 and figure 5; field order is our
+    choice. `ebw_paper` is the paper's: element, permutation and MXScale bits;
+    without pruning elements, lower halves and MXScale.
+  """
+
+  bits: int
+  block: int = 128
+  micro_block: int = 8
+  axis: str = 'out'
+  pruned: bool = True
+  prescale: bool = True
+
+  def _sizes(self, k, n):
+    """Rows, blocks, micro-blocks and stored micro-blocks a row."""
+    rows, length = (k, n) if self.axis == 'out' else (n, k)
+    blocks = -(-length // self.block)
+    micro = self.block // self.micro_block
+    return rows, blocks, blocks * micro, -(-length // self.micro_block)
+
+  @property
+  def _slot_bits(self):
+    return int(math.log2(self.micro_block))
+
+  @property
+  def permutation_bits(self) -> int:
+    """Bits of a permutation list: micro_block / 2 pairs of slots."""
+    return self.micro_block * self._slot_bits
+
+  def decode(self, codes, k, n):
+    rows, blocks, micros, _ = self._sizes(k, n)
+    split = lambda x: x.reshape(rows, micros, self.micro_block)
+    isf = jnp.repeat(codes['isf'], self.block // self.micro_block, axis=1)
+    element = split(codes['element'])
+    if self.pruned:
+      merge = lambda e, u, l, i, o: steps.merge_outliers(
+        e, u, l, i, o, self.bits
+      )
+      values = jax.vmap(jax.vmap(merge))(
+        element, codes['upper'], codes['lower'], isf, codes['osf']
+      )
+    else:
+      merge = lambda e, x, l, i, o: steps.merge_unpruned(
+        e, x, l, i, o, self.bits
+      )
+      values = jax.vmap(jax.vmap(merge))(
+        element,
+        split(codes['outlier']),
+        split(codes['low']),
+        isf,
+        codes['osf'],
+      )
+    values = values.reshape(rows, -1)
+    return values[:, :n] if self.axis == 'out' else values[:, :k].T
+
+  def flagged(self, codes) -> np.ndarray:
+    """Micro-blocks that hold an outlier. bool[r, u]."""
+    if self.pruned:
+      upper, lower = np.asarray(codes['upper']), np.asarray(codes['lower'])
+      return (upper != lower).any(axis=-1)
+    outlier = np.asarray(codes['outlier'])
+    split = (outlier.shape[0], -1, self.micro_block)
+    return outlier.reshape(split).any(axis=-1)
+
+  def _mxscale(self, osf, isf):
+    """The byte {O_l1, uX} with O_l1 + uX - bias = osf (+ isf)."""
+    private = self.bits - 1
+    bias = (1 << (self.bits - 2)) - 1
+    total = osf.astype(np.int32) + bias
+    if self.prescale:
+      total = total + isf
+    ux = np.minimum((1 << private) - 1, total + (1 << (8 - self.bits)))
+    return (((total - ux) << private) | ux) & 0xFF
+
+  def _exponent(self, byte, isf):
+    private = self.bits - 1
+    bias = (1 << (self.bits - 2)) - 1
+    level = byte.astype(np.int8).astype(np.int32) >> private
+    total = level + (byte.astype(np.int32) & ((1 << private) - 1)) - bias
+    return total - isf if self.prescale else total
+
+  def pack(self, codes, k, n):
+    rows, blocks, micros, stored = self._sizes(k, n)
+    element = np.asarray(codes['element'])[:, : stored * self.micro_block]
+    flags = self.flagged(codes)
+    isf = np.asarray(codes['isf']).astype(np.int32)
+    isf = np.repeat(isf, self.block // self.micro_block, axis=1)[flags]
+    osf = np.asarray(codes['osf'])[flags]
+    buffers = {
+      'element': _bits.pack_bits(element, self.bits),
+      'isf': _base.as_bytes(codes['isf'], np.int8),
+      'flag': _bits.pack_bits(flags[:, :stored], 1),
+      'mxscale': self._mxscale(osf, isf).astype(np.uint8),
+    }
+    if self.pruned:
+      pairs = np.stack(
+        [np.asarray(codes[name])[flags] for name in ('upper', 'lower')], -1
+      )  # [f, pair, 2]
+      buffers['permutation'] = _bits.pack_bits(pairs, self._slot_bits)
+    else:
+      split = lambda name: np.asarray(codes[name]).reshape(
+        rows, micros, self.micro_block
+      )
+      outlier = split('outlier')[flags]
+      low = split('low')[flags][outlier]
+      buffers['mask'] = _bits.pack_bits(outlier, 1)
+      buffers['low'] = _bits.pack_bits(low, self.bits)
+    return buffers
+
+  def unpack(self, buffers, k, n):
+    rows, blocks, micros, stored = self._sizes(k, n)
+    m = self.micro_block
+    flags = np.zeros((rows, micros), bool)
+    flags[:, :stored] = _bits.unpack_bits(buffers['flag'], 1, (rows, stored))
+    count = int(flags.sum())
+    element = np.zeros((rows, micros * m), np.uint8)
+    element[:, : stored * m] = _bits.unpack_bits(
+      buffers['element'], self.bits, (rows, stored * m)
+    )
+    isf = _base.from_bytes(buffers['isf'], np.int8, (rows, blocks))
+    each = np.repeat(isf.astype(np.int32), self.block // m, axis=1)[flags]
+    byte = _base.from_bytes(buffers['mxscale'], np.uint8, (count,))
+    osf = np.zeros((rows, micros), np.int8)
+    osf[flags] = self._exponent(byte, each)
+    codes = {'element': element, 'isf': isf, 'osf': osf}
+    if self.pruned:
+      pairs = np.zeros((rows, micros, m // 2, 2), np.uint8)
+      pairs[flags] = _bits.unpack_bits(
+        buffers['permutation'], self._slot_bits, (count, m // 2, 2)
+      )
+      codes |= {'upper': pairs[..., 0], 'lower': pairs[..., 1]}
+    else:
+      outlier = np.zeros((rows, micros, m), bool)
+      outlier[flags] = _bits.unpack_bits(buffers['mask'], 1, (count, m)) > 0
+      low = np.zeros((rows, micros, m), np.uint8)
+      total = int(outlier.sum())
+      low[outlier] = _bits.unpack_bits(buffers['low'], self.bits, (total,))
+      codes |= {
+        'outlier': outlier.reshape(rows, -1),
+        'low': low.reshape(rows, -1),
+      }
+    return {name: jnp.asarray(code) for name, code in codes.items()}
+
+  def _outliers(self, codes) -> int:
+    return int(np.asarray(codes['outlier']).sum())
+
+  def nbytes(self, codes, k, n):
+    rows, blocks, _, stored = self._sizes(k, n)
+    flagged = int(self.flagged(codes).sum())
+    total = _bits.nbytes(rows * stored * self.micro_block, self.bits)
+    total += rows * blocks + _bits.nbytes(rows * stored, 1) + flagged
+    if self.pruned:
+      return total + _bits.nbytes(flagged * self.permutation_bits, 1)
+    total += _bits.nbytes(flagged * self.micro_block, 1)
+    return total + _bits.nbytes(self._outliers(codes), self.bits)
+
+  def paper_bits(self, codes, k, n):
+    flagged = int(self.flagged(codes).sum())
+    if self.pruned:
+      extra = flagged * (self.permutation_bits + 8)
+    else:
+      extra = flagged * 8 + self._outliers(codes) * self.bits
+    return float(self.bits * k * n + extra)

@@ -1,0 +1,276 @@
+"""Plans: which recipe each site gets, and carrying them out."""
+
+import difflib
+import fnmatch
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mq_jax import quantize, recipes
+from mq_jax import sites as sites_lib
+from mq_jax.calibration import Statistics
+from mq_jax.quantize import QuantizedMatrix
+from mq_jax.recipes import Recipe
+from mq_jax.sites import Site
+
+# Left as they are by default: embeddings and output heads.
+EXCLUDED = ('*embed*', '*lm_head*')
+
+_BATCH_ELEMENTS = 1 << 24  # weights and Hessians quantized at a time
+
+
+class Plan(NamedTuple):
+  """Sites and the recipe of each."""
+
+  entries: tuple[tuple[Site, Recipe], ...]
+
+  def to_json(self) -> dict[str, Any]:
+    """Plain data: site name to recipe name and options."""
+    return {
+      site.name: {'recipe': recipe.name, **dict(recipe.options)}
+      for site, recipe in self.entries
+    }
+
+
+def from_json(data: Mapping[str, Any], sites: Sequence[Site]) -> Plan:
+  """Undo `Plan.to_json`, for the sites of a model.
+
+  Raises:
+    ValueError: for sites, recipes or options that are not known.
+  """
+  by_name = {site.name: site for site in sites}
+  entries = []
+  for name, given in data.items():
+    if name not in by_name:
+      near = difflib.get_close_matches(name, by_name, n=3)
+      raise ValueError(f'plan: no site {name!r}; nearest are {near}')
+    options = dict(given)
+    recipe = recipes.make(options.pop('recipe'), **options)
+    entries.append((by_name[name], recipe))
+  return Plan(tuple(entries))
+
+
+def plan(sites: Sequence[Site], rules: Sequence[tuple[str, Recipe]]) -> Plan:
+  """Give every site the recipe of the first rule that matches its name.
+
+  Args:
+    sites: Sites of a model, from `sites.find`.
+    rules: (glob pattern, recipe) pairs, e.g. ('layers/*/mlp/*', recipe).
+
+  Returns:
+    The plan; sites that no rule matches are left as they are.
+
+  Raises:
+    ValueError: if a rule matches no site, or one whose parameter can't be
+      replaced.
+  """
+  entries, used = [], set()
+  for site in sites:
+    if site.kind == 'attention':
+      continue
+    for index, (pattern, recipe) in enumerate(rules):
+      if fnmatch.fnmatchcase(site.name, pattern):
+        if site.path is None:
+          raise ValueError(
+            f'plan: rule {pattern!r} matches {site.name}, whose parameter '
+            f'cannot be replaced: {site.reason}'
+          )
+        entries.append((site, recipe))
+        used.add(index)
+        break
+  for index, (pattern, _) in enumerate(rules):
+    if index not in used:
+      names = [site.name for site in sites if site.kind != 'attention']
+      near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.0)
+      raise ValueError(
+        f'plan: rule {pattern!r} matches no site (or only sites of earlier '
+        f'rules); nearest names are {near}'
+      )
+  return Plan(tuple(entries))
+
+
+def uniform(
+  sites: Sequence[Site], recipe: Recipe, exclude: Sequence[str] = EXCLUDED
+) -> Plan:
+  """One recipe for every site that has a parameter of its own.
+
+  Left out are tied parameters (they serve elsewhere, as embeddings do) and
+  names that match a pattern of `exclude`.
+
+  Raises:
+    ValueError: if no site is left.
+  """
+  entries = tuple(
+    (site, recipe)
+    for site in sites
+    if site.path is not None
+    and not site.tied
+    and not any(fnmatch.fnmatchcase(site.name, p) for p in exclude)
+  )
+  if not entries:
+    names = ', '.join(site.name for site in sites) or 'none at all'
+    raise ValueError(f'plan: no site left to quantize among: {names}')
+  return Plan(entries)
+
+
+def _is_matrix(leaf: Any) -> bool:
+  return isinstance(leaf, QuantizedMatrix)
+
+
+def _hessian(site: Site, statistics, recipe: Recipe) -> jax.Array | None:
+  found = None if statistics is None else statistics.get(site.name)
+  needs = recipe.compensation is not None or recipe.input_scales is not None
+  if found is None:
+    if statistics is not None and needs:
+      raise ValueError(
+        f'{site.name}: {recipe.label} compensates errors, but calibration has '
+        'no statistics of this site; calibrate with it'
+      )
+    return None
+  return found.gram if isinstance(found, Statistics) else found
+
+
+def compress(
+  params: Any,
+  plan: Plan,
+  *,
+  statistics: Mapping[str, Statistics | jax.Array] | None = None,
+  progress: Callable[[int, int], None] | None = None,
+) -> Any:
+  """Quantize the parameters of a plan's sites.
+
+  Everything is checked before anything is computed. Matrices of one shape
+  and recipe are quantized together; recipes that differ in numbers only share
+  a compiled program.
+
+  Args:
+    params: The model's parameters.
+    plan: Which recipe each site gets.
+    statistics: From `calibrate`, by site name (or Hessians themselves). None
+      lets recipes that compensate errors round plainly, as their records say.
+    progress: Called with the matrices done and their number.
+
+  Returns:
+    `params` with a `QuantizedMatrix` in place of every site's parameter.
+
+  Raises:
+    TypeError, ValueError: for weights or statistics that can't be used, by
+      site.
+  """
+  jobs: dict[Any, list] = {}
+  total = 0
+  for site, recipe in plan.entries:
+    leaf = sites_lib.get(params, site)
+    if _is_matrix(leaf):
+      raise ValueError(f'{site.name}: is quantized already')
+    leaf = jnp.asarray(leaf)
+    hessian = _hessian(site, statistics, recipe)
+    matrix = site.matrix(leaf)
+    quantize.check_matrix(site.name, matrix, hessian)
+    key = (matrix.shape[-2:], hessian is None, recipe)
+    count = int(np.prod(matrix.shape[:-2], dtype=np.int64))
+    jobs.setdefault(key, []).append((site, leaf, hessian, count))
+    total += count
+
+  new, done = {}, 0
+  for ((k, n), _, recipe), members in jobs.items():
+    layout = quantize.layout_of(recipe)
+    room = max(1, _BATCH_ELEMENTS // (k * (n + k)))
+    for start in range(0, len(members), room):
+      chunk = members[start : start + room]
+      weights = [site.matrix(leaf) for site, leaf, _, _ in chunk]
+      stack = lambda arrays, rows: jnp.concatenate(
+        [x.astype(jnp.float32).reshape(-1, rows, x.shape[-1]) for x in arrays]
+      )
+      hessians = None
+      if chunk[0][2] is not None:
+        hessians = stack([hessian for _, _, hessian, _ in chunk], k)
+      codes, record = quantize.quantize_batch(
+        stack(weights, k), recipe, hessians
+      )
+      at = 0
+      for (site, leaf, _, count), weight in zip(chunk, weights, strict=True):
+        batch = weight.shape[:-2]
+        part = lambda x, at=at, count=count, batch=batch: x[
+          at : at + count
+        ].reshape(*batch, *x.shape[1:])
+        new[site] = QuantizedMatrix(
+          jax.tree.map(part, codes),
+          jax.tree.map(part, record),
+          layout,
+          weight.shape,
+          str(leaf.dtype),
+          site=site,
+          recipe=recipe.label,
+        )
+        at += count
+      jax.block_until_ready(codes)
+      done += at
+      if progress is not None:
+        progress(done, total)
+  return sites_lib.put(params, new)
+
+
+def dequantize(params: Any) -> Any:
+  """Plain arrays in place of all quantized matrices; may be jitted."""
+
+  def plain(leaf):
+    if not _is_matrix(leaf):
+      return leaf
+    values = leaf.dequantize()
+    return values if leaf.site is None else leaf.site.unmatrix(values)
+
+  return jax.tree.map(plain, params, is_leaf=_is_matrix)
+
+
+def matrices(params: Any) -> dict[str, QuantizedMatrix]:
+  """The quantized matrices of a model, by site name."""
+  leaves, _ = jax.tree_util.tree_flatten_with_path(params, is_leaf=_is_matrix)
+  return {
+    leaf.site.name if leaf.site else jax.tree_util.keystr(path): leaf
+    for path, leaf in leaves
+    if _is_matrix(leaf)
+  }
+
+
+def records(params: Any) -> list[dict[str, Any]]:
+  """One record a site: recipe, shape, bits, errors (means), counts (sums)."""
+  rows = []
+  for name, matrix in matrices(params).items():
+    row = {
+      'site': name,
+      'recipe': matrix.recipe,
+      'shape': list(matrix.shape),
+      'ebw': matrix.ebw,
+      'ebw_paper': matrix.ebw_paper,
+      'status': matrix.status.name,
+    }
+    for key, value in matrix.record.items():
+      if key != 'status':
+        value = np.asarray(value)
+        whole = np.issubdtype(value.dtype, np.integer)
+        row[key] = int(value.sum()) if whole else float(value.mean())
+    rows.append(row)
+  return rows
+
+
+class Size(NamedTuple):
+  """Stored bits of a model's quantized matrices, all together."""
+
+  bits: int
+  elements: int
+  ebw: float
+  ebw_paper: float
+
+
+def size(params: Any) -> Size:
+  """What the quantized matrices of a model take up."""
+  found = matrices(params).values()
+  elements = sum(matrix.size for matrix in found)
+  bits = sum(8 * matrix.nbytes for matrix in found)
+  paper = sum(matrix.ebw_paper * matrix.size for matrix in found)
+  share = max(1, elements)
+  return Size(bits, elements, bits / share, paper / share)

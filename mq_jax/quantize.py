@@ -1,0 +1,279 @@
+"""One matrix: quantized, measured, packed."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mq_jax import compensation
+from mq_jax._pytrees import pytree_dataclass, static
+from mq_jax.compensation import Status
+from mq_jax.layouts import InputScaled, Layout, Packed
+from mq_jax.recipes import Recipe
+
+
+@pytree_dataclass
+class QuantizedMatrix:
+  """A weight [*batch, k, n] as codes; takes the weight's place in params.
+
+  Attributes:
+    codes: Arrays of the layout, each with the batch axes in front.
+    record: Arrays f32 or i32 [*batch]: `status`, `weight_mse` and
+      `output_error` (both relative to the weight and its output), counts.
+    layout: How the codes are decoded and packed.
+    shape: (*batch, k, n).
+    dtype: Of the weight that was given, and of what `dequantize` returns.
+    site: The site whose parameter this is, to give it its shape back; None
+      for a matrix on its own.
+    recipe: Label of the recipe, for tables.
+  """
+
+  codes: dict[str, jax.Array]
+  record: dict[str, jax.Array]
+  layout: Layout = static()
+  shape: tuple[int, ...] = static()
+  dtype: str = static('float32')
+  site: Any = static(None)
+  recipe: str = static('')
+
+  def dequantize(self) -> jax.Array:
+    """The values [*batch, k, n] that the codes stand for."""
+    k, n = self.shape[-2:]
+    decode = lambda codes: self.layout.decode(codes, k, n)
+    for _ in self.shape[:-2]:
+      decode = jax.vmap(decode)
+    return decode(self.codes).astype(self.dtype)
+
+  def __array__(self, dtype=None, copy=None) -> np.ndarray:
+    del copy
+    return np.asarray(self.dequantize(), dtype)
+
+  def _matrices(self):
+    """Codes of each matrix of the batch, on the host."""
+    codes = jax.tree.map(np.asarray, self.codes)
+    for index in np.ndindex(*self.shape[:-2]):
+      yield index, {name: code[index] for name, code in codes.items()}
+
+  @property
+  def size(self) -> int:
+    """Weights."""
+    return int(np.prod(self.shape))
+
+  @property
+  def nbytes(self) -> int:
+    """Bytes that `pack` produces."""
+    k, n = self.shape[-2:]
+    each = (self.layout.nbytes(codes, k, n) for _, codes in self._matrices())
+    return sum(each)
+
+  @property
+  def ebw(self) -> float:
+    """Effective bits a weight: all stored bits over all weights."""
+    return 8 * self.nbytes / self.size
+
+  @property
+  def ebw_paper(self) -> float:
+    """Bits a weight as the recipe's paper counts them."""
+    k, n = self.shape[-2:]
+    each = (self.layout.paper_bits(c, k, n) for _, c in self._matrices())
+    return sum(each) / self.size
+
+  @property
+  def status(self) -> Status:
+    """The worst status among the matrices."""
+    return Status(int(np.max(np.asarray(self.record.get('status', 0)))))
+
+  def pack(self) -> Packed:
+    """The codes as bytes; one set of buffers for each matrix of a batch."""
+    k, n = self.shape[-2:]
+    buffers = {}
+    for index, codes in self._matrices():
+      prefix = ''.join(f'{i}.' for i in index)
+      for name, buffer in self.layout.pack(codes, k, n).items():
+        buffers[prefix + name] = buffer
+    return Packed(self.layout, self.shape, self.dtype, buffers)
+
+
+def from_packed(packed: Packed) -> QuantizedMatrix:
+  """The matrix of packed buffers; codes are bit-exact, the record is empty.
+
+  Raises:
+    ValueError: for buffers that are missing or of the wrong size.
+  """
+  *batch, k, n = packed.shape
+  parts = []
+  for index in np.ndindex(*batch):
+    prefix = ''.join(f'{i}.' for i in index)
+    buffers = {
+      name[len(prefix) :]: buffer
+      for name, buffer in packed.buffers.items()
+      if name.startswith(prefix)
+    }
+    try:
+      parts.append(packed.layout.unpack(buffers, k, n))
+    except KeyError as error:
+      raise ValueError(f'packed matrix: buffer {error} is missing') from error
+  codes = jax.tree.map(
+    lambda *x: jnp.stack(x).reshape(*batch, *x[0].shape), *parts
+  )
+  return QuantizedMatrix(
+    codes, {}, packed.layout, tuple(packed.shape), packed.dtype
+  )
+
+
+def _quantize(weight, hessian, rows, options, input_scales):
+  """Codes and record of one matrix; pure, mapped and compiled by callers."""
+  weight = weight.astype(jnp.float32)
+  k, n = weight.shape
+  target, H = weight, hessian
+  scale = None
+  if input_scales is not None and hessian is not None:
+    scale = input_scales(weight, hessian, rows)
+    target = weight * scale[:, None]
+    H = hessian / (scale[:, None] * scale[None, :])
+  whole, fitted, codes, status = compensation.solve(target, H, rows, options)
+  codes = rows.collect(whole, fitted, codes)
+  value = rows.layout().decode(codes, k, n)
+  counts = rows.counts(target, codes)
+  if input_scales is not None:
+    if scale is None:
+      scale = jnp.ones(k, jnp.float32)
+      status = jnp.int32(Status.no_hessian)
+    codes['input_scale'] = scale.astype(jnp.float16)
+    value = value / scale[:, None]
+  error = weight - value
+  share = lambda a, b: a / jnp.where(b > 0, b, 1.0)
+  record = {
+    'status': status,
+    'weight_mse': share(jnp.sum(error**2), jnp.sum(weight**2)),
+    **counts,
+  }
+  if hessian is not None:
+    energy = lambda x: jnp.sum(x * (hessian @ x))
+    record['output_error'] = share(energy(error), energy(weight))
+  return codes, record
+
+
+@jax.jit
+def _quantize_batch(weights, hessians, rows, options, input_scales):
+  each = lambda w, h: _quantize(w, h, rows, options, input_scales)
+  if weights.shape[0] == 1:  # a map over one costs memory and speed
+    squeeze = lambda tree: jax.tree.map(lambda x: x[0], tree)
+    done = each(*squeeze((weights, hessians)))
+    return jax.tree.map(lambda x: x[None], done)
+  return jax.vmap(each)(weights, hessians)
+
+
+def check_matrix(
+  name: str, weight: jax.Array, hessian: jax.Array | None
+) -> None:
+  """Refuse what can't be quantized, by name.
+
+  Raises:
+    TypeError: for weights or Hessians that are not real floats.
+    ValueError: for wrong shapes, or values that are not finite.
+  """
+  if weight.ndim < 2:
+    raise ValueError(
+      f'{name}: weight has shape {weight.shape}; a matrix [k, n] is needed '
+      '(leave vectors and scalars out of the plan)'
+    )
+  if 0 in weight.shape:
+    raise ValueError(f'{name}: weight of shape {weight.shape} is empty')
+  arrays = {'weight': weight} | (
+    {} if hessian is None else {'hessian': hessian}
+  )
+  for kind, array in arrays.items():
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+      raise TypeError(
+        f'{name}: {kind} has dtype {array.dtype}; a real float is needed'
+      )
+    finite = jnp.isfinite(array)
+    if not bool(jnp.all(finite)):
+      where = tuple(int(i) for i in jnp.argwhere(~finite)[0])
+      raise ValueError(
+        f'{name}: {kind} has {int(jnp.sum(~finite))} values that are not '
+        f'finite, the first at {where}: {float(array[where])}'
+      )
+  if hessian is not None:
+    k = weight.shape[-2]
+    need = (*weight.shape[:-2], k, k)
+    if hessian.shape != need:
+      raise ValueError(
+        f'{name}: hessian has shape {hessian.shape}; weight of shape '
+        f'{weight.shape} needs {need}'
+      )
+
+
+def quantize_batch(
+  weights: jax.Array, recipe: Recipe, hessians: jax.Array | None = None
+) -> tuple[dict, dict]:
+  """Codes and records of matrices of one shape, by one compiled program.
+
+  Args:
+    weights: f32[b, k, n], checked by the caller.
+    recipe: The recipe; numbers in it don't recompile.
+    hessians: f32[b, k, k] or None.
+  """
+  return _quantize_batch(
+    weights, hessians, recipe.rows, recipe.compensation, recipe.input_scales
+  )
+
+
+def layout_of(recipe: Recipe) -> Layout:
+  """The layout in which a recipe's result is stored."""
+  layout = recipe.rows.layout()
+  return layout if recipe.input_scales is None else InputScaled(layout)
+
+
+def quantize_matrix(
+  weight: jax.Array,
+  recipe: Recipe,
+  *,
+  hessian: jax.Array | None = None,
+) -> QuantizedMatrix:
+  """Quantize one weight matrix.
+
+  Args:
+    weight: Inputs by outputs, any real float dtype, computed in float32.
+      Shape [k, n]. Sizes need not be multiples of the recipe's blocks.
+    recipe: Made by a factory of `mq_jax.recipes`.
+    hessian: X^T X of the layer's inputs X [tokens, k], up to a factor. Recipes
+      that compensate errors or weigh them use it; without, they round, and
+      the record's status says so. Shape [k, k].
+
+  Returns:
+    The quantized matrix.
+
+  Raises:
+    TypeError: if `weight` or `hessian` is not real floating point.
+    ValueError: for shapes that don't fit, or values that are not finite.
+
+  Examples:
+    >>> from mq_jax import recipes
+    >>> weight = jax.random.normal(jax.random.key(0), (64, 128))
+    >>> q = quantize_matrix(weight, recipes.rtn(bits=4, group=64))
+    >>> q.dequantize().shape, q.ebw, q.pack().nbytes
+    ((64, 128), 4.3125, 4416)
+  """
+  weight = jnp.asarray(weight)
+  hessian = None if hessian is None else jnp.asarray(hessian)
+  if weight.ndim > 2:
+    raise ValueError(
+      f'quantize_matrix: weight has shape {weight.shape}; give one matrix '
+      '[k, n] at a time, or use mq_jax.compress'
+    )
+  check_matrix('quantize_matrix', weight, hessian)
+  if hessian is not None:
+    hessian = hessian.astype(jnp.float32)[None]
+  codes, record = quantize_batch(weight[None], recipe, hessian)
+  first = lambda tree: jax.tree.map(lambda x: x[0], tree)
+  return QuantizedMatrix(
+    first(codes),
+    first(record),
+    layout_of(recipe),
+    weight.shape,
+    str(weight.dtype),
+    recipe=recipe.label,
+  )

@@ -1,0 +1,74 @@
+"""Published systems as compositions: one file each.
+
+A factory takes plain options and returns a `Recipe`; `make` does so by name.
+"""
+
+import difflib
+import inspect
+from typing import Any
+
+from mq_jax.recipes._recipe import Recipe, Rows
+from mq_jax.recipes.awq import awq
+from mq_jax.recipes.fineq import fineq
+from mq_jax.recipes.gobo import gobo
+from mq_jax.recipes.gptq import gptq
+from mq_jax.recipes.microscopiq import microscopiq
+from mq_jax.recipes.none import none
+from mq_jax.recipes.olive import olive
+from mq_jax.recipes.rtn import rtn
+
+_FACTORIES = {
+  'awq': awq,
+  'fineq': fineq,
+  'gobo': gobo,
+  'gptq': gptq,
+  'microscopiq': microscopiq,
+  'none': none,
+  'olive': olive,
+  'rtn': rtn,
+}
+
+NAMES = tuple(_FACTORIES)
+
+
+def _unknown(kind: str, name: str, known) -> ValueError:
+  near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
+  hint = f'did you mean {" or ".join(near)}? ' if near else ''
+  return ValueError(f'{kind} {name!r}; {hint}known are {", ".join(known)}')
+
+
+def make(name: str, **options: Any) -> Recipe:
+  """A recipe by name, with the options of its factory.
+
+  Raises:
+    ValueError: for an unknown name or option (with the nearest ones), or an
+      option out of range.
+
+  Examples:
+    >>> make('gptq', bits=3).label
+    'gptq(bits=3)'
+  """
+  if name not in _FACTORIES:
+    raise _unknown('unknown recipe', name, NAMES)
+  factory = _FACTORIES[name]
+  known = tuple(inspect.signature(factory).parameters)
+  for option in options:
+    if option not in known:
+      raise _unknown(f'recipe {name}: unknown option', option, known)
+  return factory(**options)
+
+
+__all__ = [
+  'NAMES',
+  'Recipe',
+  'Rows',
+  'awq',
+  'fineq',
+  'gobo',
+  'gptq',
+  'make',
+  'microscopiq',
+  'none',
+  'olive',
+  'rtn',
+]

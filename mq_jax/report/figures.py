@@ -1,0 +1,236 @@
+"""Figures drawn from result records."""
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matplotlib import figure as mpl
+from matplotlib import lines, ticker, transforms
+from matplotlib.backends import backend_agg
+
+from mq_jax.report import tables
+
+# Shape tells families apart, so the figure reads the same in grey; the greys
+# of the colours differ too.
+_MARKERS = 'osD^vP*X<>hp'
+_COLORS = (
+  '#1b1b1b',
+  '#0072b2',
+  '#d55e00',
+  '#56b4e9',
+  '#009e73',
+  '#e69f00',
+  '#7a3e9d',
+  '#a0522d',
+)
+
+# Where a label may stand around its point, in points, best first.
+_SPOTS = tuple(
+  (
+    radius * math.cos(math.radians(angle)),
+    radius * math.sin(math.radians(angle)),
+  )
+  for radius in (7, 14, 22, 32, 44)
+  for angle in (30, -30, 150, -150, 90, -90, 0, 180, 60, -60, 120, -120)
+)
+
+
+def _finite(value: Any) -> bool:
+  return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _ceiling(values: Sequence[float], reference: float | None) -> float:
+  """Where the axis ends: above it lies only what no longer works.
+
+  A model at twice the bits per byte of the unquantized one has lost its
+  language; with it on a linear axis, the recipes that work fall together.
+  """
+  floor = reference if reference is not None else min(values)
+  usable = [v for v in values if v <= 2.0 * floor] or [min(values)]
+  return max(usable) + 0.12 * max(max(usable) - floor, 0.02 * floor)
+
+
+def _place_labels(axes, items, obstacles) -> None:
+  """Write labels beside their points, where they cover nothing yet written.
+
+  Args:
+    axes: The panel, its limits final.
+    items: Triples (x, y, label), x and y in data units.
+    obstacles: Points (x, y) in data units that labels must not cover.
+  """
+  renderer = axes.figure.canvas.get_renderer()
+  scale = axes.figure.dpi / 72
+  frame = axes.get_window_extent(renderer)
+  box = lambda x, y: transforms.Bbox.from_bounds(
+    *(axes.transData.transform((x, y)) - 4 * scale), 8 * scale, 8 * scale
+  )
+  taken = [box(x, y) for x, y in obstacles]
+  overlap = lambda a, b: (
+    max(0.0, min(a.x1, b.x1) - max(a.x0, b.x0))
+    * max(0.0, min(a.y1, b.y1) - max(a.y0, b.y0))
+  )
+  for x, y, label in sorted(items, key=lambda item: item[1]):
+    note = axes.annotate(
+      label,
+      (x, y),
+      xytext=(0, 0),
+      textcoords='offset points',
+      fontsize=7,
+      zorder=4,
+    )
+    best = None
+    for dx, dy in _SPOTS:
+      # Text grows away from its point, so a leader never crosses it.
+      note.set_ha('left' if dx > 1 else 'right' if dx < -1 else 'center')
+      note.set_va('bottom' if dy > 1 else 'top' if dy < -1 else 'center')
+      note.set_position((dx, dy))
+      extent = note.get_window_extent(renderer)
+      outside = extent.width * extent.height - overlap(extent, frame)
+      clash = sum(overlap(extent, other) for other in taken) + outside
+      if best is None or clash < best[0] - 1e-6:
+        best = (clash, dx, dy, note.get_ha(), note.get_va(), extent)
+      if clash < 1e-6:
+        break
+    _, dx, dy, ha, va, extent = best
+    note.set_position((dx, dy))
+    note.set_ha(ha)
+    note.set_va(va)
+    taken.append(extent)
+    if math.hypot(dx, dy) > 10:
+      axes.annotate(
+        '',
+        (x, y),
+        xytext=(dx, dy),
+        textcoords='offset points',
+        arrowprops={'arrowstyle': '-', 'color': '0.55', 'lw': 0.6},
+        zorder=2,
+      )
+
+
+def quality_over_bits(
+  records: Sequence[Mapping[str, Any]],
+  *,
+  footnote: str = '',
+  title: str | None = None,
+) -> mpl.Figure:
+  """Bits per byte over effective bit width: one panel a model.
+
+  Each recipe is a labelled point, the shape of its marker naming its family.
+  A staircase joins the recipes that none beats in both, a dashed line is the
+  unquantized model. A recipe beyond the axis (more than twice the bits per
+  byte of the unquantized model) stands on the upper edge with an arrow and its
+  value.
+
+  Args:
+    records: Result records with `model`, `recipe`, `family`, `ebw`,
+      `bits_per_byte`; those without numbers (failed) are left out.
+    footnote: Names config and seed, printed below.
+    title: Printed above.
+
+  Returns:
+    The figure, which `savefig` writes.
+
+  Raises:
+    ValueError: if no record holds numbers.
+  """
+  drawn = [
+    r
+    for r in records
+    if _finite(r.get('ebw')) and _finite(r.get('bits_per_byte'))
+  ]
+  if not drawn:
+    raise ValueError('no figure: no record has both ebw and bits_per_byte')
+  models = list(dict.fromkeys(r.get('model', '') for r in drawn))
+  family = lambda r: r.get('family') or str(r.get('recipe'))
+  quantized = [r for r in drawn if family(r) != 'none']
+  families = list(dict.fromkeys(family(r) for r in quantized))
+  look = dict(
+    zip(families, zip(itertools.cycle(_MARKERS), itertools.cycle(_COLORS)))
+  )
+
+  fig = mpl.Figure(
+    figsize=(1.2 + 5.4 * len(models), 5.2), dpi=150, layout='constrained'
+  )
+  backend_agg.FigureCanvasAgg(fig)  # measures text; no pyplot, no display
+  panels = fig.subplots(1, len(models), squeeze=False)[0]
+  labels = []
+  for axes, model in zip(panels, models):
+    rows = [r for r in quantized if r.get('model', '') == model]
+    reference = next(
+      (r for r in drawn if r.get('model', '') == model and family(r) == 'none'),
+      None,
+    )
+    floor = reference and reference['bits_per_byte']
+    values = [r['bits_per_byte'] for r in rows] + [floor] * bool(reference)
+    top = _ceiling(values, floor)
+    low = min(values)
+    axes.set_ylim(low - 0.06 * (top - low), top)
+    widths = [r['ebw'] for r in rows] or [reference['ebw']]
+    span = max(max(widths) - min(widths), 0.5)
+    axes.set_xlim(min(widths) - 0.14 * span, max(widths) + 0.22 * span)
+
+    if reference:
+      axes.axhline(floor, color='0.35', lw=1, ls=(0, (5, 3)), zorder=1)
+      axes.annotate(
+        f'unquantized, {reference["ebw"]:g} bits: {floor:.3f}',
+        (0.01, floor),
+        xycoords=('axes fraction', 'data'),
+        xytext=(0, -3),
+        textcoords='offset points',
+        ha='left',
+        va='top',
+        fontsize=7,
+        color='0.25',
+      )
+    front = tables.pareto([(r['ebw'], r['bits_per_byte']) for r in rows])
+    if front:
+      # A staircase: with fewer bits than the next point, the last one is
+      # still the best that can be had.
+      x, y = zip(*front, (axes.get_xlim()[1], front[-1][1]))
+      axes.step(x, y, where='post', color='0.55', lw=1.2, zorder=1)
+    items, obstacles = [], []
+    for r in rows:
+      x, y = r['ebw'], r['bits_per_byte']
+      marker, color = look[family(r)]
+      text = str(r['recipe'])
+      if y > top:
+        text = f'{text} \N{UPWARDS ARROW} {y:.2f}'
+        y = top - 0.02 * (top - low)
+      axes.plot(
+        x, y, marker=marker, color=color, ms=6.5, mec='k', mew=0.5, zorder=3
+      )
+      items.append((x, y, text))
+      obstacles.append((x, y))
+    axes.set_title(model, fontsize=10)
+    axes.set_xlabel('effective bit width, ebw [bit/weight]')
+    axes.set_axisbelow(True)
+    axes.grid(True, color='0.9', lw=0.6)
+    axes.xaxis.set_major_locator(ticker.MaxNLocator(8))
+    labels.append((axes, items, obstacles))
+  panels[0].set_ylabel('bits per byte of text [bit/byte]')
+  handles = [_entry(look[name], name) for name in families] + [
+    _entry(('', '0.55'), 'Pareto line', ls='-')
+  ]
+  fig.legend(
+    handles=handles,
+    loc='outside upper center',
+    ncols=len(handles),
+    fontsize=8,
+    frameon=False,
+    title=title,
+  )
+  if footnote:
+    fig.supxlabel(footnote, fontsize=7, color='0.3', ha='left', x=0.01)
+  fig.draw_without_rendering()  # fixes the layout that labels are placed in
+  for axes, items, obstacles in labels:
+    _place_labels(axes, items, obstacles)
+  return fig
+
+
+def _entry(look: tuple[str, str], label: str, ls: str = ''):
+  """A legend entry: a marker, or a line where `ls` says so."""
+  marker, color = look
+  return lines.Line2D(
+    [], [], marker=marker, color=color, ls=ls, label=label, mec='k', mew=0.5
+  )
