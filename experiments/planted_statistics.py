@@ -154,7 +154,7 @@ def table(rows: list[dict]) -> str:
   def text(key, value):
     if key in shares:
       return f'{100 * value:.2f} %'
-    return f'{value:.3g}' if isinstance(value, float) else str(value)
+    return str(value) if isinstance(value, str | int) else f'{value:.3g}'
 
   cells = [list(rows[0])] + [[text(k, v) for k, v in r.items()] for r in rows]
   widths = [max(map(len, column)) for column in zip(*cells)]

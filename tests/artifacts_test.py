@@ -15,7 +15,7 @@ RECIPES = {
   'rtn': {'bits': 3, 'group': 32},
   'awq': {'clip': 'none'},
   'microscopiq': {'block': 32, 'compensate': False},
-  #'fineq': {'scale': 'absmax'},
+  'fineq': {'scale': 'absmax'},
 }
 
 

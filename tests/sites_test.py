@@ -1,6 +1,7 @@
 """Sites: names and sizes, taps and rewrites, against hand-written truths."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +22,13 @@ def normal(seed, *shape):
   """Small whole numbers: sums of their products are exact in float32."""
   values = np.random.default_rng(seed).integers(-4, 5, shape)
   return jnp.asarray(values, jnp.float32)
+
+
+def filled(shapes):
+  """Parameters of these shapes; an initialiser would take long to compile."""
+  leaves, tree = jax.tree.flatten(shapes)
+  values = [normal(i, *x.shape) / 8 for i, x in enumerate(leaves)]
+  return tree.unflatten(values)
 
 
 @dataclasses.dataclass
@@ -209,7 +217,7 @@ def random_keys():
   return Case(
     f,
     {'w': normal(1, 4, 3)},
-    (jax.random.key(0), X),
+    (jax.random.key(0, impl='unsafe_rbg'), X),
     {'w': ((10, 4, 3), {})},
   )
 
@@ -460,10 +468,6 @@ conv_case(
   padding=((1, 1), (2, 0)),
 )
 conv_case(
-  'cropped', (2, 2, 2, 5), (2, 6, 6, 2), (50, 8, 5), NHWC,
-  padding=((0, 0), (-1, 1)),
-)  # fmt: skip
-conv_case(
   'dilated',
   (5, 2, 3, 2),
   (2, 2, 9, 8),
@@ -500,7 +504,7 @@ conv_case(
 
 def linen_case(name, module, expected, x=X):
   def build():
-    variables = module.init(jax.random.key(0), x)
+    variables = filled(jax.eval_shape(module.init, jax.random.key(0), x))
     return Case(module.apply, variables, (x,), expected)
 
   CASES['linen_' + name] = build
@@ -556,9 +560,9 @@ linen_case('scan_remat', Stack(remat=True), STACK)
 
 def nnx_case(name, make, expected, x=X, call=lambda m, x: m(x)):
   def build():
-    graph, params, rest = nnx.split(make(nnx.Rngs(0)), nnx.Param, ...)
-    f = lambda params, x: call(nnx.merge(graph, params, rest), x)
-    return Case(f, params, (x,), expected)
+    graph, shapes = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
+    f = lambda params, x: call(nnx.merge(graph, params), x)
+    return Case(f, filled(shapes), (x,), expected)
 
   CASES['nnx_' + name] = build
 
@@ -592,7 +596,8 @@ nnx_case(
 
 @case
 def nnx_module_as_params():
-  module = nnx.MultiHeadAttention(2, 4, rngs=nnx.Rngs(0), decode=False)
+  make = lambda: nnx.MultiHeadAttention(2, 4, rngs=nnx.Rngs(0), decode=False)
+  module = filled(nnx.eval_shape(make))
   return Case(lambda m, x: m(x), module, (X,), ATTENTION)
 
 
@@ -683,13 +688,6 @@ def test_rewrite_with_dot_is_the_function(model):
   equal(gradient, model.want[1], rtol=1e-5, atol=1e-5)
 
 
-def test_tap_leaves_the_function_as_it_is(model):
-  tapped = sites.tap(model.f, GRAM)
-  values, gradient, *vmapped = everything(model)(lambda *a: tapped(*a)[0])
-  equal((values, *vmapped), (model.want[0], *model.want[2:]))
-  equal(gradient, model.want[1], rtol=1e-5, atol=1e-5)
-
-
 def test_rewrite_reaches_every_site(model):
   """A handler that zeroes one site is the function with that leaf zeroed."""
   for site in sites.find(model.f, model.params, *model.batch):
@@ -763,10 +761,11 @@ def test_tap_sees_every_row(model):
   for site in found:
     lead = [x for x in (site.repeats, site.groups) if x > 1]
     assert statistics[site.name].shape == (*lead, site.k, site.k)
+  what = lambda site, rows: jnp.full((), rows.shape[-2])
+  values, counts = jax.jit(sites.tap(model.f, what))(model.params, *model.batch)
+  equal(values, model.want[0])
   if 'cond[' in str(jax.make_jaxpr(model.f)(model.params, *model.batch)):
     return  # one branch only is taken
-  what = lambda site, rows: jnp.full((), rows.shape[-2])
-  _, counts = jax.jit(sites.tap(model.f, what))(model.params, *model.batch)
   for site in found:
     np.testing.assert_array_equal(counts[site.name], site.m)
 
@@ -880,6 +879,18 @@ def test_while_counts_what_it_did():
   equal(sites.rewrite(f, DOT)(w, X, 3), f(w, X, 3))
 
 
+def test_patches_of_negative_padding():
+  """Against NumPy: XLA's CPU convolution itself gets this one wrong."""
+  x = normal(2, 1, 3, 4, 1)
+  f = lambda w, x: conv(w, x, NHWC, padding=((0, 0), (-1, 1)))
+  _, rows = sites.tap(f, lambda site, rows: rows)(jnp.ones((2, 2, 1, 1)), x)
+  image = np.pad(np.asarray(x)[0, :, 1:, 0], ((0, 0), (0, 1)))
+  want = [
+    image[i : i + 2, j : j + 2].reshape(-1) for i in range(2) for j in range(3)
+  ]
+  np.testing.assert_array_equal(rows['params'], np.stack(want))
+
+
 def test_patches_are_exact_in_low_precision():
   x = jnp.linspace(-1, 1, 32).reshape(1, 4, 4, 2).astype(jnp.bfloat16)
   f = lambda w, x: conv(w, x, NHWC, padding='VALID')
@@ -892,6 +903,16 @@ def test_patches_are_exact_in_low_precision():
   ]
   assert rows['params'].dtype == jnp.bfloat16
   np.testing.assert_array_equal(rows['params'], np.stack(want))
+
+
+@pytest.mark.parametrize(
+  'name', ['plain_mlp', 'remat_in_scan', 'conditional', 'custom_vjp_in_scan']
+)
+def test_tap_has_the_gradients_of_the_function(name):
+  m = built(name)
+  tapped = sites.tap(m.f, GRAM)
+  got = everything(m)(lambda *args: tapped(*args)[0])
+  equal(got, m.want, rtol=1e-5, atol=1e-5)
 
 
 # Programs
@@ -1214,7 +1235,10 @@ def test_llama():
     head_dim=2,
     max_position_embeddings=16,
   )
-  f, params = llama.functional(config), llama.init_params(config, 0)
+  f, params = (
+    llama.functional(config),
+    filled(jax.eval_shape(lambda: llama.init_params(config, 0))),
+  )
   tokens = jnp.arange(10).reshape(2, 5)
   found = {s.name: s for s in sites.find(f, params, tokens)}
   sizes = {
@@ -1237,6 +1261,8 @@ def test_llama():
   head = found.pop('embed_tokens/embedding')
   assert (head.m, head.k, head.n, head.tied) == (10, 8, 11, True)
   assert not found
-  equal(sites.rewrite(f, DOT)(params, tokens), f(params, tokens))
+  equal(
+    jax.jit(sites.rewrite(f, DOT))(params, tokens), jax.jit(f)(params, tokens)
+  )
   table = sites.get(params, head)
   equal(head.matrix(table), table.T)

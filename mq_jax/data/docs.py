@@ -11,7 +11,8 @@ import hashlib
 import importlib.util
 import inspect
 import pathlib
-from typing import Iterator, NamedTuple
+from collections.abc import Iterator
+from typing import NamedTuple
 
 PACKAGES = ('numpy', 'scipy', 'jax', 'flax', 'optax')
 SPLITS = ('train', 'valid', 'test')

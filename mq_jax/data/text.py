@@ -2,6 +2,7 @@
 
 import gzip
 import pathlib
+import zlib
 
 import numpy as np
 
@@ -20,7 +21,7 @@ def read_text(path: str | pathlib.Path) -> str:
   if path.suffix == '.gz':
     try:
       raw = gzip.decompress(raw)
-    except (gzip.BadGzipFile, EOFError) as error:
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
       raise ValueError(f'text file {path}: not a whole gzip file') from error
   try:
     text = raw.decode('utf-8')

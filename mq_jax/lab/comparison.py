@@ -50,6 +50,8 @@ def run(
       'sha256': calibration_text.sha256,
     },
   }
+  if not runs.is_run(path):
+    _check(study, text, calibration_text)
   with runs.open_run(
     path,
     study,
@@ -79,6 +81,22 @@ def run(
     if missing:
       _report(folder, records, f'{name} ({study.digest}), seed {study.seed}')
   return records
+
+
+def _check(
+  study: config.Study, text: measure.Text, calibration_text: measure.Text
+) -> None:
+  """Raises if a model can't be opened or a text is too short for it.
+
+  Reading a model twice costs little beside one row; a mistyped second name
+  found after the first model's rows would cost them.
+  """
+  for name in study.models:
+    model = opening.open_any(name)
+    if has_packed(model.params):
+      raise ValueError(f'{name}: is quantized already; compare plain models')
+    for source in (text, calibration_text):
+      measure.windows(model, source, 1)
 
 
 def _line(record: dict[str, Any]) -> str:
@@ -124,8 +142,6 @@ class _Bench:
     self._study, self._display = study, display
     self._model = model = opening.open_any(name)
     self._name = name
-    if has_packed(model.params):
-      raise ValueError(f'{name}: is quantized already; compare plain models')
     self._windows = measure.windows(model, text, study.windows)
     batches = measure.calibration_batches(
       model,

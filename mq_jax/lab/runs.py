@@ -98,6 +98,11 @@ class RunFolder:
     os.replace(part, self.path / name)
 
 
+def is_run(path: pathlib.Path) -> bool:
+  """Whether a folder claims to be that of a run."""
+  return (path / _RUN).exists()
+
+
 def failed(record: Mapping[str, Any]) -> bool:
   """Whether a row ended without a result."""
   return str(record.get('status', '')).startswith('failed')

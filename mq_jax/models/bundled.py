@@ -14,12 +14,12 @@ _FOLDER = pathlib.Path(__file__).parent / 'reference'
 _NAMES = ('reference', 'reference-planted')
 
 # (share, scale) of the channels planted in each kind of pair, chosen with
-# experiments/planted_statistics.py. Norm outputs get channels as extreme as
-# OPT's (15 times the median there and here). Of the weights within reach, 1
-# to 2 % go beyond 3 sigma of their group of 128, and about one micro-block of
-# 8 in ten holds one. That needs more outlier channels than OPT has: 0.8 % over
-# 6 times the median before q and gate (OPT 0.1 to 0.2 %), and 1.5 % before o
-# and down (OPT below 0.1 %, but its fc1 has no gate to pair with).
+# experiments/planted_statistics.py. Norm outputs get channels about as extreme
+# as OPT's (17 times the median; OPT 9 to 14, single layers up to 26). Of the
+# weights within reach, 1 to 2 % go beyond 3 sigma of their group of 128, and
+# about one micro-block of 8 in ten holds one. That takes more outlier channels
+# than OPT has: over 6 times the median are 0.8 % before q and gate (OPT 0.1 to
+# 0.2 %) and 1.2 to 1.4 % before o and down (OPT 0 to 0.13 %).
 PLANTED = {
   'norm': ((0.01, 16.0), (0.03, 1 / 8)),
   'hidden': ((0.04, 8.0), (0.03, 1 / 8)),

@@ -151,10 +151,22 @@ class MicroScopiQRows:
 
   def counts(self, weight, codes):
     del weight
-    if not self.prune:
-      return {'outliers': jnp.sum(codes['outlier'], dtype=jnp.int32)}
-    pairs = jnp.sum(codes['upper'] != codes['lower'], dtype=jnp.int32)
-    return {'outliers': pairs, 'pruned': pairs}
+    if self.prune:
+      found = codes['upper'] != codes['lower']
+    else:
+      found = codes['outlier'].reshape(*codes['osf'].shape, self.micro_block)
+    osf = codes['osf'].astype(jnp.int32)
+    low, high = steps.outlier_exponent_range(self.bits)
+    if self.prescale:
+      isf = codes['isf'].astype(jnp.int32)
+      osf = osf + jnp.repeat(isf, self.block // self.micro_block, axis=1)
+    at_end = jnp.any(found, axis=-1) & ((osf <= low) | (osf >= high))
+    outliers = jnp.sum(found, dtype=jnp.int32)
+    return {
+      'outliers': outliers,
+      'pruned': outliers if self.prune else jnp.int32(0),
+      'saturated_exponents': jnp.sum(at_end, dtype=jnp.int32),
+    }
 
 
 @recipe
@@ -186,7 +198,9 @@ def microscopiq(
       along the inputs, where saliency has a say in what is pruned.
     exponent: Rule of the inlier exponent, see `formats.shared_exponent`.
     outlier_exponent: 'mse' or 'floor', see `steps.RoundOutliers`.
-    prescale: Store the outliers' exponent relative to that of the inliers.
+    prescale: Multiply outliers by 2^isf before their exponent is stored, as
+      the paper does. An identity, unless the exponent leaves its byte (small
+      weights at 4 bits); the record counts `saturated_exponents`.
     prune: Make room for the outliers by pruning; without, their lower halves
       are stored apart (an ablation).
     compensate: Use error compensation when there is a Hessian.

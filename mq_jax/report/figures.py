@@ -36,6 +36,9 @@ _SPOTS = tuple(
 )
 
 
+_BESIDE = ((7, 0), (-7, 0))
+
+
 def _finite(value: Any) -> bool:
   return isinstance(value, int | float) and math.isfinite(value)
 
@@ -56,7 +59,8 @@ def _place_labels(axes, items, obstacles) -> None:
 
   Args:
     axes: The panel, its limits final.
-    items: Triples (x, y, label), x and y in data units.
+    items: (x, y, label, beside), x and y in data units; `beside` asks for a
+      place straight to the right or left.
     obstacles: Points (x, y) in data units that labels must not cover.
   """
   renderer = axes.figure.canvas.get_renderer()
@@ -70,7 +74,7 @@ def _place_labels(axes, items, obstacles) -> None:
     max(0.0, min(a.x1, b.x1) - max(a.x0, b.x0))
     * max(0.0, min(a.y1, b.y1) - max(a.y0, b.y0))
   )
-  for x, y, label in sorted(items, key=lambda item: item[1]):
+  for x, y, label, beside in sorted(items, key=lambda item: item[1]):
     note = axes.annotate(
       label,
       (x, y),
@@ -80,7 +84,7 @@ def _place_labels(axes, items, obstacles) -> None:
       zorder=4,
     )
     best = None
-    for dx, dy in _SPOTS:
+    for dx, dy in _BESIDE if beside else _SPOTS:
       # Text grows away from its point, so a leader never crosses it.
       note.set_ha('left' if dx > 1 else 'right' if dx < -1 else 'center')
       note.set_va('bottom' if dy > 1 else 'top' if dy < -1 else 'center')
@@ -119,8 +123,8 @@ def quality_over_bits(
   Each recipe is a labelled point, the shape of its marker naming its family.
   A staircase joins the recipes that none beats in both, a dashed line is the
   unquantized model. A recipe beyond the axis (more than twice the bits per
-  byte of the unquantized model) stands on the upper edge with an arrow and its
-  value.
+  byte of the unquantized model) stands in a grey strip at the top, in no order,
+  with an arrow and its value.
 
   Args:
     records: Result records with `model`, `recipe`, `family`, `ebw`,
@@ -165,7 +169,16 @@ def quality_over_bits(
     values = [r['bits_per_byte'] for r in rows] + [floor] * bool(reference)
     top = _ceiling(values, floor)
     low = min(values)
-    axes.set_ylim(low - 0.06 * (top - low), top)
+    # A strip above the axis' end, a row for each that shares it, so that
+    # their labels find room.
+    beyond = [r for r in rows if r['bits_per_byte'] > top]
+    beyond.sort(key=lambda r: r['ebw'])
+    height = 0.055 * (top - low)
+    strip = {id(r): top + (i + 0.7) * height for i, r in enumerate(beyond)}
+    edge = top + (len(beyond) + 0.5) * height if beyond else top
+    axes.set_ylim(low - 0.06 * (top - low), edge)
+    if beyond:
+      axes.axhspan(top, edge, color='0.95', zorder=0)
     widths = [r['ebw'] for r in rows] or [reference['ebw']]
     span = max(max(widths) - min(widths), 0.5)
     axes.set_xlim(min(widths) - 0.14 * span, max(widths) + 0.22 * span)
@@ -187,7 +200,8 @@ def quality_over_bits(
     if front:
       # A staircase: with fewer bits than the next point, the last one is
       # still the best that can be had.
-      x, y = zip(*front, (axes.get_xlim()[1], front[-1][1]))
+      inside = [(x, min(y, top)) for x, y in front]
+      x, y = zip(*inside, (axes.get_xlim()[1], inside[-1][1]))
       axes.step(x, y, where='post', color='0.55', lw=1.2, zorder=1)
     items, obstacles = [], []
     for r in rows:
@@ -196,17 +210,21 @@ def quality_over_bits(
       text = str(r['recipe'])
       if y > top:
         text = f'{text} \N{UPWARDS ARROW} {y:.2f}'
-        y = top - 0.02 * (top - low)
+        y = strip[id(r)]
       axes.plot(
         x, y, marker=marker, color=color, ms=6.5, mec='k', mew=0.5, zorder=3
       )
-      items.append((x, y, text))
+      items.append((x, y, text, id(r) in strip))
       obstacles.append((x, y))
     axes.set_title(model, fontsize=10)
     axes.set_xlabel('effective bit width, ebw [bit/weight]')
     axes.set_axisbelow(True)
     axes.grid(True, color='0.9', lw=0.6)
     axes.xaxis.set_major_locator(ticker.MaxNLocator(8))
+    # No numbers beside the strip, where heights mean nothing.
+    axes.set_yticks(
+      [y for y in axes.get_yticks() if axes.get_ylim()[0] < y <= top]
+    )
     labels.append((axes, items, obstacles))
   panels[0].set_ylabel('bits per byte of text [bit/byte]')
   handles = [_entry(look[name], name) for name in families] + [
@@ -215,7 +233,7 @@ def quality_over_bits(
   fig.legend(
     handles=handles,
     loc='outside upper center',
-    ncols=len(handles),
+    ncols=min(len(handles), 5 * len(models)),
     fontsize=8,
     frameon=False,
     title=title,

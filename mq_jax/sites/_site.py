@@ -98,6 +98,7 @@ class Site:
       ValueError: if the site has no parameter or `leaf` has another shape.
 
     Examples:
+      >>> from mq_jax.sites import find
       >>> site, = find(lambda w, x: x @ w.T, jnp.ones((3, 2)), jnp.ones((5, 2)))
       >>> site.matrix(jnp.ones((3, 2))).shape
       (2, 3)

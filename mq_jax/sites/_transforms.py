@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from mq_jax.sites import _flow, _walk
 from mq_jax.sites._calls import Call
@@ -285,8 +286,7 @@ def rewrite(
 def _run(traced, sites, visit, args, *, collects):
   run = _walk.Run(sites, traced.scans, visit, collects=collects)
   leaves = [
-    x if hasattr(x, 'shape') else jax.numpy.asarray(x)
-    for x in jax.tree.leaves(args)
+    x if hasattr(x, 'shape') else jnp.asarray(x) for x in jax.tree.leaves(args)
   ]
   outs, statistics = run.body(traced.jaxpr, leaves, ())
   return jax.tree.unflatten(traced.tree, outs), statistics

@@ -1,0 +1,1 @@
+"""Speed and memory, measured against floors of the same machine."""
