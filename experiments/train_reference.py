@@ -16,13 +16,14 @@ import time
 import gin
 import jax
 import jax.numpy as jnp
+import matplotlib.pyplot as plt
 import numpy as np
 import optax
 import orbax.checkpoint as ocp
 import tokenizers
 
 from mq_jax.data import docs, text
-from mq_jax.models import llama
+from mq_jax.models import huggingface, llama
 
 END = '<|endoftext|>'
 
@@ -118,7 +119,7 @@ def train(
   log_every=20,
   checkpoint_every=100,
 ):
-  """Train, logging to `out/log.jsonl`; ends with `out/params` and tokenizer."""
+  """Train, logging to `out/log.jsonl`; ends with a model folder, `out/hf`."""
   folder = pathlib.Path(out).absolute()
   folder.mkdir(parents=True, exist_ok=True)
   config = llama.LlamaConfig(**config)
@@ -127,9 +128,7 @@ def train(
   if not vocabulary.exists():
     train_tokenizer(texts['train'], config.vocab_size).save(str(vocabulary))
   tokenizer = tokenizers.Tokenizer.from_file(str(vocabulary))
-  cut = lambda name: text.windows(
-    encode(tokenizer, texts[name]), length, bos=0
-  )
+  cut = lambda name: text.windows(encode(tokenizer, texts[name]), length, bos=0)
   data = {name: cut(name) for name in texts}
   print({name: array.shape for name, array in data.items()}, flush=True)
 
@@ -180,7 +179,27 @@ def train(
         losses, clock = [], time.time()
       if done % checkpoint_every == 0 or done == steps:
         manager.save(done, args=ocp.args.StandardSave(state))
-  return folder
+  model = huggingface.LanguageModel(
+    config, state[0], apply, tokenizer, bos=0, name='reference', eos=0
+  )
+  huggingface.save(folder / 'hf', model, dtype=jnp.bfloat16)
+  draw(folder)
+
+
+def draw(folder: pathlib.Path) -> None:
+  """Draw the training curve from the log, as `curve.png`."""
+  lines = (folder / 'log.jsonl').read_text().splitlines()
+  records = {r['step']: r for r in map(json.loads, lines)}  # last one counts
+  figure, axes = plt.subplots(figsize=(6, 4), layout='constrained')
+  styles = {'loss': 'train', 'valid': 'docs, valid', 'wikitext': 'WikiText-2'}
+  for (key, label), style in zip(styles.items(), ('-', 'o--', 's:')):
+    rows = [r for r in records.values() if key in r]
+    tokens = [r['tokens'] / 1e6 for r in rows]
+    axes.plot(tokens, [r[key] for r in rows], style, label=label, color='k')
+  axes.set(xlabel='training tokens, millions', ylabel='loss, nats per token')
+  axes.legend()
+  figure.savefig(folder / 'curve.png', dpi=120)
+  plt.close(figure)
 
 
 def main(argv):

@@ -162,14 +162,25 @@ def sweep(
     target, into_block, errors, first = block
     start = j * g
     into = jax.lax.dynamic_slice_in_dim(into_block, start, g, axis=1)
-    current = _slice(target, start, g) + _dot(into.T, errors)
+    pulled = _slice(target, start, g) + _dot(into.T, errors)
     original = _slice(weight, first + start, g)
     costs = _slice(saliency, first + start, g)
-    fitted = rows.fit(current, costs, whole)
     into_group = _slice(into, start, g)  # [g, g]
+    current = pulled
+    if g > 1:
+      # Rows of a group pull at each other, too: what is fitted are the values
+      # that all of them together would take to make up for the rows before.
+      current = original + jax.lax.linalg.triangular_solve(
+        into_group,
+        pulled - original,
+        left_side=True,
+        transpose_a=True,
+        unit_diagonal=True,
+      )
+    fitted = rows.fit(current, costs, whole)
 
     def row_step(group_errors, i):
-      row = current[i]
+      row = pulled[i]
       if g > 1:
         row = row + _dot(into_group[:, i], group_errors)
       label = labels[first + start + i]

@@ -267,7 +267,8 @@ def quantize_matrix(
   check_matrix('quantize_matrix', weight, hessian)
   if hessian is not None:
     hessian = hessian.astype(jnp.float32)[None]
-  codes, record = quantize_batch(weight[None], recipe, hessian)
+  wide = weight.astype(jnp.float32)[None]
+  codes, record = quantize_batch(wide, recipe, hessian)
   first = lambda tree: jax.tree.map(lambda x: x[0], tree)
   return QuantizedMatrix(
     first(codes),

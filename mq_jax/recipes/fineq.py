@@ -66,7 +66,7 @@ class FineQRows:
     count = jnp.sum(real)
     mean = jnp.sum(weight * real, axis=0) / count
     deviation = jnp.sqrt(
-      jnp.sum(jnp.square(weight - mean) * real, axis=0) / count
+      jnp.sum(jnp.square(weight - mean[None]) * real, axis=0) / count
     )
     # A constant channel deviates by nothing: its size serves as well.
     spread = jnp.where(deviation > 0, deviation, jnp.abs(mean))

@@ -81,6 +81,7 @@ class GoboRows:
 def _nearest(x, centroids):
   """Index of the nearest of increasing centroids, ties to the lower."""
   middle = 0.5 * (centroids[1:] + centroids[:-1])
+  middle = middle.reshape((1,) * x.ndim + middle.shape)
   return jnp.sum(x[..., None] > middle, axis=-1, dtype=jnp.int32)
 
 

@@ -82,9 +82,10 @@ class MicroScopiQRows:
     osf = fitted['osf'][:, index // self.micro_block].astype(jnp.int32)
     value, code = steps.round_inlier(row, isf, self.bits)
     wide, wide_code = steps.round_outlier(row, osf, self.bits)
-    pick = lambda a, b: jnp.where(outlier, a, jnp.where(kept, b, 0))
+    zero = lambda x: jnp.zeros((), x.dtype)
+    pick = lambda a, b: jnp.where(outlier, a, jnp.where(kept, b, zero(b)))
     code = {
-      'sign': pick(wide_code['sign'], code['sign']).astype(bool),
+      'sign': pick(wide_code['sign'], code['sign']),
       'magnitude': pick(wide_code['magnitude'], code['magnitude']),
     }
     return pick(wide, value), code

@@ -46,9 +46,9 @@ class OliveRows:
     """Outliers of pairs [..., 2, n]: beyond the normal range, one a pair."""
     magnitude = jnp.abs(pairs)
     limit = (self._largest + 0.5) * scale.astype(jnp.float32)
-    beyond = magnitude > limit
+    beyond = magnitude > _leading(limit, magnitude)
     other = jnp.flip(magnitude, axis=-2)
-    first = jnp.array([True, False])[:, None]
+    first = _leading(jnp.array([[True], [False]]), magnitude)
     larger = (magnitude > other) | ((magnitude == other) & first)
     return beyond & larger
 
@@ -58,14 +58,15 @@ class OliveRows:
     return self._round_member(row, outlier, victim, scale)
 
   def _round_member(self, row, outlier, victim, scale):
-    scale = scale.astype(jnp.float32)
+    scale = _leading(scale.astype(jnp.float32), row)
     safe = jnp.where(scale > 0, scale, 1.0)
     unit = jnp.where(scale > 0, row / safe, 0.0)
     normal = jnp.clip(jnp.round(unit), -self._largest, self._largest)
     table = jnp.array(OUTLIER_LEVELS[self.bits], jnp.float32)
-    distance = jnp.abs(jnp.abs(unit)[..., None] - table)
     # Code 0 of the 4-bit table is unused.
-    distance = jnp.where(table == 0, jnp.inf, distance)
+    usable = jnp.where(table == 0, jnp.inf, table)
+    magnitude = jnp.abs(unit)[..., None]
+    distance = jnp.abs(magnitude - _leading(usable, magnitude))
     index = jnp.argmin(distance, axis=-1)
     wide = jnp.where(unit < 0, -table[index], table[index])
     sign = 1 << (self.bits - 1)
@@ -104,6 +105,11 @@ class OliveRows:
     victims = codes['code'] == 1 << (self.bits - 1)
     count = jnp.sum(victims, dtype=jnp.int32)
     return {'outliers': count, 'pruned': count}
+
+
+def _leading(x, like):
+  """Unit axes in front of `x`, up to the rank of `like`."""
+  return x.reshape((1,) * (like.ndim - x.ndim) + x.shape)
 
 
 @recipe

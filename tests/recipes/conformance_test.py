@@ -152,7 +152,7 @@ def test_degenerate_weights_stay_finite(recipe, data):
 
 def test_low_precision_weights_come_back_in_their_dtype(recipe, data):
   weight = data[0].astype(jnp.bfloat16)
-  q = quantize.quantize_matrix(weight, recipe)
+  q = quantize.quantize_matrix(weight, recipe, hessian=data[1])
   assert q.dequantize().dtype == jnp.bfloat16
   assert bool(jnp.all(jnp.isfinite(q.dequantize())))
 
@@ -168,20 +168,21 @@ def test_scaling_by_a_power_of_two_commutes(recipe, data):
   assert np.isclose(a, b, rtol=2e-3, atol=1e-4).mean() > 0.97
 
 
+@pytest.mark.parametrize('recipe', ALL[1::4], ids=lambda r: r.label)
 def test_sharded_inputs_give_equal_results(recipe, data):
   weight, hessian = data
-  mesh = jax.make_mesh((2,), ('model',))
+  auto = (jax.sharding.AxisType.Auto,)
+  mesh = jax.make_mesh((2,), ('model',), axis_types=auto)
   batch = jnp.stack([weight, weight])
   sharding = NamedSharding(mesh, PartitionSpec('model'))
-  plain, _ = quantize.quantize_batch(batch, recipe, None)
-  shard, _ = quantize.quantize_batch(
-    jax.device_put(batch, sharding), recipe, None
-  )
+  hessians = jnp.stack([hessian, hessian])
+  plain, _ = quantize.quantize_batch(batch, recipe, hessians)
+  batch, hessians = jax.device_put((batch, hessians), sharding)
+  shard, _ = jax.device_get(quantize.quantize_batch(batch, recipe, hessians))
   k, n = weight.shape
   layout = quantize.layout_of(recipe)
   first = lambda codes: layout.decode(jax.tree.map(lambda x: x[0], codes), k, n)
   assert np.isclose(first(plain), first(shard), atol=1e-6).mean() > 0.97
-  del hessian
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,96 @@
+"""MicroScopiQ against the oracle and the digest's checks 1 to 4 and 7."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracles
+import pytest
+
+from mq_jax import recipes
+from mq_jax.quantize import quantize_matrix
+
+
+def student(shape, seed=0):
+  return 0.02 * jax.random.t(jax.random.key(seed), 5.0, shape)
+
+
+@pytest.mark.parametrize('bits', [2, 3, 4])
+@pytest.mark.parametrize('prune', [True, False])
+def test_values_are_those_of_the_oracle(bits, prune):
+  weight = student((40, 256))
+  recipe = recipes.microscopiq(bits=bits, sigma=2.5, prune=prune)
+  found = np.asarray(quantize_matrix(weight, recipe))
+  for row, values in zip(np.asarray(weight), found, strict=True):
+    for start in (0, 128):
+      part = slice(start, start + 128)
+      expected, *_ = oracles.microscopiq_block(row[part], bits, 2.5, 8, prune)
+      np.testing.assert_allclose(values[part], expected, rtol=1e-6)
+
+
+def test_blocks_along_the_inputs_are_those_of_the_transpose():
+  weight = student((256, 24))
+  options = {'bits': 2, 'compensate': False}
+  along = recipes.microscopiq(axis='in', **options)
+  across = recipes.microscopiq(axis='out', **options)
+  np.testing.assert_array_equal(
+    np.asarray(quantize_matrix(weight, along)),
+    np.asarray(quantize_matrix(weight.T, across)).T,
+  )
+
+
+def test_bits_of_student_weights_are_those_of_the_paper():
+  """At 3 sigma t5 weights have 9 % of micro-blocks with outliers: 2.36."""
+  weight = student((512, 512))
+  q = quantize_matrix(weight, recipes.microscopiq(bits=2))
+  assert abs(q.ebw_paper - 2.36) < 0.03
+  flagged = q.layout.flagged(q.codes).mean()
+  # Elements, permutation and MXScale; then a flag and an exponent byte.
+  full = 2 + flagged * 32 / 8 + 1 / 8 + 8 / 128
+  np.testing.assert_allclose(q.ebw, full, rtol=1e-6)
+  assert q.record['saturated_exponents'] == 0
+  wide = quantize_matrix(weight, recipes.microscopiq(bits=4))
+  assert wide.layout.flagged(wide.codes).mean() == flagged
+
+
+@pytest.mark.parametrize('sigma_mse_bits', [
+  (2.0, 0.123, 3.39), (2.5, 0.150, 2.71), (3.0, 0.177, 2.36),
+  (3.5, 0.200, 2.19), (float('inf'), 0.272, 2.00),
+], ids=lambda x: str(x[0]))
+def test_sigma_sweep_of_the_digest(sigma_mse_bits):
+  """Relative squared error and paper bits on t5 weights, digest section 7."""
+  sigma, mse, bits = sigma_mse_bits
+  q = quantize_matrix(
+    student((512, 512), seed=1), recipes.microscopiq(bits=2, sigma=sigma)
+  )
+  # The digest's own sample differs; t5 has a heavy tail.
+  assert abs(float(q.record['weight_mse']) - mse) < 0.012
+  assert abs(q.ebw_paper - bits) < 0.06
+
+
+def test_quantizing_the_result_again_changes_nothing():
+  """With the outliers kept; detected afresh, others may be found."""
+  weight = student((32, 128))
+  recipe = recipes.microscopiq(bits=2, sigma=jnp.inf, compensate=False)
+  once = np.asarray(quantize_matrix(weight, recipe))
+  np.testing.assert_array_equal(
+    np.asarray(quantize_matrix(jnp.asarray(once), recipe)), once
+  )
+
+
+def test_more_outliers_than_room_become_inliers():
+  weight = jnp.full((1, 128), 0.01).at[0, :6].set(jnp.arange(1.0, 7.0))
+  q = quantize_matrix(weight, recipes.microscopiq(bits=4, sigma=0.1))
+  values = np.asarray(q)[0]
+  # The four largest of six are outliers, four slots are pruned.
+  assert q.record['outliers'] == 4
+  np.testing.assert_allclose(values[2:6], [3, 4, 5, 6], rtol=0.04)
+  assert (values[:8] == 0).sum() >= 2
+
+
+def test_meta_exists_only_where_outliers_are():
+  weight = jnp.where(jnp.arange(256) == 77, 3.0, 0.1) * jnp.ones((4, 1))
+  q = quantize_matrix(weight, recipes.microscopiq(bits=2))
+  packed = q.pack()
+  assert packed.buffers['mxscale'].size == 4
+  assert packed.buffers['permutation'].size == 4 * 3
+  assert packed.nbytes == 4 * (256 // 4 + 2 + 4) + 4 * 4
