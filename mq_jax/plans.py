@@ -133,6 +133,45 @@ def _hessian(site: Site, statistics, recipe: Recipe) -> jax.Array | None:
   return found.gram if isinstance(found, Statistics) else found
 
 
+def _count(shape: Sequence[int]) -> int:
+  return int(np.prod(shape, dtype=np.int64))
+
+
+def _quantize_chunk(
+  recipe: Recipe, members: Sequence[tuple[Site, jax.Array, Any]]
+) -> dict[Site, QuantizedMatrix]:
+  """Sites of one shape and recipe, by one program."""
+  matrices = [site.matrix(leaf) for site, leaf, _ in members]
+  stack = lambda arrays: jnp.concatenate(
+    [x.astype(jnp.float32).reshape(-1, *x.shape[-2:]) for x in arrays]
+  )
+  hessians = None
+  if members[0][2] is not None:
+    hessians = stack([hessian for _, _, hessian in members])
+  codes, record = jax.block_until_ready(
+    quantize.quantize_batch(stack(matrices), recipe, hessians)
+  )
+  layout = quantize.layout_of(recipe)
+  done, at = {}, 0
+  for (site, leaf, _), matrix in zip(members, matrices, strict=True):
+    batch = matrix.shape[:-2]
+    span = slice(at, at + _count(batch))
+    mine = lambda x, span=span, batch=batch: x[span].reshape(
+      *batch, *x.shape[1:]
+    )
+    done[site] = QuantizedMatrix(
+      jax.tree.map(mine, codes),
+      jax.tree.map(mine, record),
+      layout,
+      matrix.shape,
+      str(leaf.dtype),
+      site=site,
+      recipe=recipe.label,
+    )
+    at = span.stop
+  return done
+
+
 def compress(
   params: Any,
   plan: Plan,
@@ -171,46 +210,21 @@ def compress(
     matrix = site.matrix(leaf)
     quantize.check_matrix(site.name, matrix, hessian)
     key = (matrix.shape[-2:], hessian is None, recipe)
-    count = int(np.prod(matrix.shape[:-2], dtype=np.int64))
-    jobs.setdefault(key, []).append((site, leaf, hessian, count))
-    total += count
+    jobs.setdefault(key, []).append((site, leaf, hessian))
+    total += _count(matrix.shape[:-2])
 
-  new, done = {}, 0
+  chunks = []
   for ((k, n), _, recipe), members in jobs.items():
-    layout = quantize.layout_of(recipe)
     room = max(1, _BATCH_ELEMENTS // (k * (n + k)))
     for start in range(0, len(members), room):
-      chunk = members[start : start + room]
-      weights = [site.matrix(leaf) for site, leaf, _, _ in chunk]
-      stack = lambda arrays, rows: jnp.concatenate(
-        [x.astype(jnp.float32).reshape(-1, rows, x.shape[-1]) for x in arrays]
-      )
-      hessians = None
-      if chunk[0][2] is not None:
-        hessians = stack([hessian for _, _, hessian, _ in chunk], k)
-      codes, record = quantize.quantize_batch(
-        stack(weights, k), recipe, hessians
-      )
-      at = 0
-      for (site, leaf, _, count), weight in zip(chunk, weights, strict=True):
-        batch = weight.shape[:-2]
-        part = lambda x, at=at, count=count, batch=batch: x[
-          at : at + count
-        ].reshape(*batch, *x.shape[1:])
-        new[site] = QuantizedMatrix(
-          jax.tree.map(part, codes),
-          jax.tree.map(part, record),
-          layout,
-          weight.shape,
-          str(leaf.dtype),
-          site=site,
-          recipe=recipe.label,
-        )
-        at += count
-      jax.block_until_ready(codes)
-      done += at
-      if progress is not None:
-        progress(done, total)
+      chunks.append((recipe, members[start : start + room]))
+  new, done = {}, 0
+  for recipe, members in chunks:
+    part = _quantize_chunk(recipe, members)
+    new |= part
+    done += sum(_count(matrix.shape[:-2]) for matrix in part.values())
+    if progress is not None:
+      progress(done, total)
   return sites_lib.put(params, new)
 
 

@@ -18,7 +18,10 @@ def model(params, x):
   x, _ = jax.lax.scan(layer, x, params['stack'])
   image = x.reshape(x.shape[0], 4, 4, 1)
   image = jax.lax.conv_general_dilated(
-    image, params['conv'], (1, 1), 'SAME',
+    image,
+    params['conv'],
+    (1, 1),
+    'SAME',
     dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
   )
   return image.mean((1, 2)) @ params['last'] + params['bias'][None]
@@ -31,9 +34,9 @@ def case():
     'first': jax.random.normal(keys[0], (16, 12)) / 4,
     'stack': jax.random.normal(keys[1], (3, 16, 16)) / 4,
     'conv': jax.random.normal(keys[2], (3, 3, 1, 8)) / 3,
-    'last': jax.random.normal(keys[3], (8, 4)).astype(jnp.bfloat16).astype(
-      jnp.float32
-    ),
+    'last': jax.random.normal(keys[3], (8, 4))
+    .astype(jnp.bfloat16)
+    .astype(jnp.float32),
     'bias': jnp.ones(4),
   }
   batches = [
@@ -90,9 +93,7 @@ def test_compress_then_dequantize_is_close_and_keeps_the_structure(
   params, batches, sites = case
   statistics = mq.calibrate(model, params, batches, sites=sites)
   plan = mq.plans.uniform(sites, recipe)
-  assert {s.name for s, _ in plan.entries} == {
-    'first', 'stack', 'conv', 'last'
-  }
+  assert {s.name for s, _ in plan.entries} == {'first', 'stack', 'conv', 'last'}
   seen = []
   packed = mq.compress(
     params, plan, statistics=statistics, progress=lambda *a: seen.append(a)

@@ -57,13 +57,18 @@ def test_a_missing_hessian_is_a_status():
 
 def test_activation_scales_help_where_inputs_differ():
   key = jax.random.key(1)
-  inputs = jax.random.normal(key, (300, 32)) * jnp.where(
-    jnp.arange(32) % 8 == 0, 20.0, 1.0
-  )[None]
+  inputs = (
+    jax.random.normal(key, (300, 32))
+    * jnp.where(jnp.arange(32) % 8 == 0, 20.0, 1.0)[None]
+  )
   hessian = inputs.T @ inputs
   options = {'bits': 3, 'group': 32, 'clip': 'search'}
-  rtn = mq.quantize_matrix(weights(), mq.recipes.rtn(**options), hessian=hessian)
-  awq = mq.quantize_matrix(weights(), mq.recipes.awq(**options), hessian=hessian)
+  rtn = mq.quantize_matrix(
+    weights(), mq.recipes.rtn(**options), hessian=hessian
+  )
+  awq = mq.quantize_matrix(
+    weights(), mq.recipes.awq(**options), hessian=hessian
+  )
   assert awq.record['output_error'] < 0.8 * rtn.record['output_error']
 
 

@@ -47,14 +47,14 @@ class FineQRows:
     rest = len(self.patterns) - 1
     return jnp.concatenate([scale[:1]] + [scale[-1:]] * rest)
 
-  def _round(self, rows, saliency, scale, deviation) -> clusters.Cluster:
-    """Every output's group of rows [g, n] with scales [s, n] as stored."""
+  def _each(self, what, rows, saliency, scale, deviation):
+    """`what(step, cluster)` for every output's group of rows [g, n]."""
 
     def one(column, by_pattern, deviation):
       step = steps.RoundToPattern(
         by_pattern, deviation, self.threshold, self.patterns, self.rule
       )
-      return step(clusters.new_cluster(column, saliency))
+      return what(step, clusters.new_cluster(column, saliency))
 
     by_pattern = self._by_pattern(scale)
     return jax.vmap(one, in_axes=(1, 1, 0))(rows, by_pattern, deviation)
@@ -82,9 +82,8 @@ class FineQRows:
       scale = stored_scale(share[:, None] * spread[None])
 
       def error(arrays):
-        rows, cost = arrays
-        done = self._round(rows, cost, scale, deviation)  # [n, g]
-        return jnp.sum(cost[None] * (rows.T - done.value) ** 2, axis=1)
+        what = lambda step, cluster: step.error(cluster)
+        return self._each(what, *arrays, scale, deviation)  # [n]
 
       batch = min(len(groups), max(1, (1 << 18) // (self.group * n)))
       total = jax.lax.map(error, (groups, costs), batch_size=batch)
@@ -104,8 +103,14 @@ class FineQRows:
     return {'scale': scale, 'deviation': deviation}
 
   def fit(self, rows, saliency, whole) -> Any:
-    done = self._round(rows, saliency, whole['scale'], whole['deviation'])
-    return {'pattern': done.code['pattern']}
+    pattern = self._each(
+      lambda step, cluster: step(cluster).code['pattern'],
+      rows,
+      saliency,
+      whole['scale'],
+      whole['deviation'],
+    )
+    return {'pattern': pattern}
 
   def apply(self, row, saliency, whole, fitted, index):
     del saliency

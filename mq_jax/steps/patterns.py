@@ -60,12 +60,40 @@ class RoundToPattern:
   rule: str = static('mse')
 
   def __call__(self, cluster: Cluster) -> Cluster:
+    rounded, scale, error = self._attempts(cluster)
+    pattern = jnp.argmin(error)
+    level = rounded[pattern]
+    code = {
+      'pattern': pattern.astype(jnp.uint8),
+      'level': level.astype(jnp.int8),
+    }
+    levels = jnp.array(self.patterns, jnp.float32)[pattern]
+    wide = jnp.tile(levels, cluster.weight.shape[0] // levels.shape[0]) > 0
+    return cluster._replace(
+      value=level * scale[pattern],
+      kept=cluster.kept & wide,
+      code={**cluster.code, **code},
+    )
+
+  def error(self, cluster: Cluster) -> jax.Array:
+    """Saliency-weighted squared error of the step, without taking it. f32[]."""
+    return jnp.min(self._attempts(cluster)[2])
+
+  def _attempts(self, cluster):
+    """Levels [p, n], scales [p, 1] and errors [p] of every pattern.
+
+    The error of a pattern that the rule does not allow is infinite.
+    """
     size = len(self.patterns[0])
     n = cluster.weight.shape[0]
     if n % size:
       raise ValueError(
         f'RoundToPattern: a cluster of {n} weights is not a multiple of the '
         f'patterns of {size}'
+      )
+    if self.rule not in RULES:
+      raise ValueError(
+        f'RoundToPattern: rule={self.rule!r} is not one of {RULES}'
       )
     table = jnp.array(self.patterns, jnp.float32)
     levels = jnp.tile(table, (1, n // size))  # [p, n]
@@ -75,25 +103,10 @@ class RoundToPattern:
       cluster.weight[None] - rounded * scale
     )
     total = jnp.sum(error, axis=1)
-    if self.rule == 'mse':
-      allowed = jnp.ones(total.shape, bool)
-    elif self.rule in RULES:
+    if self.rule != 'mse':
       allowed = self._asked_for(cluster.weight, error, table)
-    else:
-      raise ValueError(
-        f'RoundToPattern: rule={self.rule!r} is not one of {RULES}'
-      )
-    pattern = jnp.argmin(jnp.where(allowed, total, jnp.inf))
-    level = rounded[pattern]
-    code = {
-      'pattern': pattern.astype(jnp.uint8),
-      'level': level.astype(jnp.int8),
-    }
-    return cluster._replace(
-      value=level * scale[pattern],
-      kept=cluster.kept & (levels[pattern] > 0),
-      code={**cluster.code, **code},
-    )
+      total = jnp.where(allowed, total, jnp.inf)
+    return rounded, scale, total
 
   def _asked_for(self, weight, error, table):
     """Patterns that at least one group of members asks for. bool[p]."""

@@ -65,7 +65,9 @@ def test_table_decode_equals_bit_field_decode_for_every_byte():
       bits = (f >> at) & ((1 << width) - 1)
       at += width
       magnitude = bits & ((1 << max(width - 1, 0)) - 1)
-      expected.append(-magnitude if width and bits >> (width - 1) else magnitude)
+      expected.append(
+        -magnitude if width and bits >> (width - 1) else magnitude
+      )
     np.testing.assert_array_equal(found, expected)
 
 

@@ -52,10 +52,17 @@ def test_bits_of_student_weights_are_those_of_the_paper():
   assert wide.layout.flagged(wide.codes).mean() == flagged
 
 
-@pytest.mark.parametrize('sigma_mse_bits', [
-  (2.0, 0.123, 3.39), (2.5, 0.150, 2.71), (3.0, 0.177, 2.36),
-  (3.5, 0.200, 2.19), (float('inf'), 0.272, 2.00),
-], ids=lambda x: str(x[0]))
+@pytest.mark.parametrize(
+  'sigma_mse_bits',
+  [
+    (2.0, 0.123, 3.39),
+    (2.5, 0.150, 2.71),
+    (3.0, 0.177, 2.36),
+    (3.5, 0.200, 2.19),
+    (float('inf'), 0.272, 2.00),
+  ],
+  ids=lambda x: str(x[0]),
+)
 def test_sigma_sweep_of_the_digest(sigma_mse_bits):
   """Relative squared error and paper bits on t5 weights, digest section 7."""
   sigma, mse, bits = sigma_mse_bits

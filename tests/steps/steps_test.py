@@ -194,9 +194,9 @@ def test_split_then_merge_gives_the_values_back(bits, size):
   assert int(done.outlier.sum()) > 50
   code = done.code
   assert int(code['element'].max()) < 2**bits
-  values = jax.vmap(
-    lambda *a: steps.merge_outliers(*a, bits)
-  )(code['element'], code['upper'], code['lower'], code['isf'], code['osf'])
+  values = jax.vmap(lambda *a: steps.merge_outliers(*a, bits))(
+    code['element'], code['upper'], code['lower'], code['isf'], code['osf']
+  )
   np.testing.assert_array_equal(values, done.value)
   # Slots: uppers are the outliers, lowers the pruned, no slot used twice.
   for i in range(300):
@@ -243,17 +243,17 @@ def test_pattern_of_least_error_is_that_of_brute_force(patterns, share):
   scale = jnp.full(len(patterns), 0.9)
   run = lambda rule: jax.vmap(
     lambda w, c: steps.RoundToPattern(
-      scale, threshold=4.0 if rule == 'ratio' else 2.0,
-      patterns=patterns, rule=rule,
+      scale,
+      threshold=4.0 if rule == 'ratio' else 2.0,
+      patterns=patterns,
+      rule=rule,
     )(new_cluster(w, c))
   )(jnp.asarray(weight), jnp.asarray(cost))
   done = run('mse')
   error = np.sum(cost * (weight - np.asarray(done.value)) ** 2, axis=1)
   for w, c, found in zip(weight, cost, error, strict=True):
     best = min(
-      np.sum(
-        c * (w - 0.9 * np.clip(np.round(w / 0.9), -limit, limit)) ** 2
-      )
+      np.sum(c * (w - 0.9 * np.clip(np.round(w / 0.9), -limit, limit)) ** 2)
       for limit in (np.tile(p, share) for p in patterns)
     )
     np.testing.assert_allclose(found, best, rtol=1e-5, atol=1e-7)
@@ -284,6 +284,6 @@ def test_unknown_options_are_refused():
   with pytest.raises(ValueError, match="scale='x'"):
     steps.RoundToFormat(formats.E2M1, scale='x')(cluster)
   with pytest.raises(ValueError, match="rule='max'"):
-    clusters.chain(
-      steps.RoundInliers(2), steps.RoundOutliers(2, rule='max')
-    )(cluster)
+    clusters.chain(steps.RoundInliers(2), steps.RoundOutliers(2, rule='max'))(
+      cluster
+    )
