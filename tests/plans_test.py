@@ -158,7 +158,7 @@ def test_rules_choose_by_name_and_survive_json(case):
   assert chosen['first'] == 'rtn'
   again = mq.plans.from_json(plan.to_json(), sites)
   assert dict(again.entries) == dict(plan.entries)
-  with pytest.raises(ValueError, match='nearest are'):
+  with pytest.raises(ValueError, match='nearest names are'):
     mq.plans.plan(sites, [('fist', mq.recipes.rtn())])
   with pytest.raises(ValueError, match="no site 'fist'"):
     mq.plans.from_json({'fist': {'recipe': 'rtn'}}, sites)

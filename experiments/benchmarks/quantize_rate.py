@@ -223,7 +223,7 @@ def peak(name: str, size: int) -> dict[str, Any]:
     base, start = _resident_bytes(), time.perf_counter()
     cpu = time.process_time()
     result = mq.quantize_matrix(weight, recipe, hessian=hessian)
-    jax.block_until_ready(result.codes)
+    jax.block_until_ready((result.codes, result.record))
     found |= {
       f'{call}_seconds': time.perf_counter() - start,
       f'{call}_cpu_seconds': time.process_time() - cpu,

@@ -109,7 +109,8 @@ def calibrate(
         found[name] = statistics if old is None else _merge(old, statistics)
     if progress is not None:
       progress(done + 1, len(batches))
-  for name, statistics in found.items():
+  for name in (site.name for site in wanted if site.name in found):
+    statistics = found[name]
     if not bool(jnp.all(jnp.isfinite(statistics.gram))):
       raise ValueError(
         f'{name}: calibration data gives inputs that are not finite, or too '
