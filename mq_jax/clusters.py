@@ -261,3 +261,18 @@ def chain(*steps: Step) -> Chain:
 def number_of_clusters(length: int, size: int) -> int:
   """Clusters of `size` that cover an axis of `length`."""
   return math.ceil(length / size)
+
+
+def batch_of(length: int, most: int) -> int:
+  """How many of `length` to do at a time, up to `most`, at least 1.
+
+  A divisor of `length` where there is one of some size: `lax.map` compiles
+  its body a second time for what is left over.
+
+  Examples:
+    >>> batch_of(96, 40)
+    32
+  """
+  most = max(1, min(most, length))
+  divisor = next(size for size in range(most, 0, -1) if length % size == 0)
+  return divisor if 4 * divisor >= most else most

@@ -23,6 +23,7 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 
+from mq_jax import clusters
 from mq_jax._pytrees import pytree_dataclass, static
 
 ORDERS = ('natural', 'activation')
@@ -230,10 +231,8 @@ def round_rows(
 
   arrays = (weight.reshape(k // g, g, n), saliency.reshape(k // g, g))
   # A few groups at a time: intermediate results are several times a weight.
-  batch = max(1, (1 << 19) // (g * n))
-  fitted, codes = jax.lax.map(
-    group, arrays, batch_size=min(batch, max(1, k // g))
-  )
+  batch = clusters.batch_of(k // g, (1 << 19) // (g * n))
+  fitted, codes = jax.lax.map(group, arrays, batch_size=batch)
   return fitted, jax.tree.map(lambda x: x.reshape(k, *x.shape[2:]), codes)
 
 

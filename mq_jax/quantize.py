@@ -6,11 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mq_jax import compensation
+from mq_jax import clusters, compensation
 from mq_jax._pytrees import pytree_dataclass, static
 from mq_jax.compensation import Status
 from mq_jax.layouts import InputScaled, Layout, Packed
 from mq_jax.recipes import Recipe
+
+_SIDE_BY_SIDE = 1 << 20  # weights quantized at a time on a CPU
 
 
 @pytree_dataclass
@@ -122,47 +124,73 @@ def from_packed(packed: Packed) -> QuantizedMatrix:
   )
 
 
-def _quantize(weight, hessian, rows, options, input_scales):
-  """Codes and record of one matrix; pure, mapped and compiled by callers."""
+def _codes(weight, hessian, rows, options, input_scales):
+  """Codes and status of one matrix; pure, mapped and compiled by callers."""
   weight = weight.astype(jnp.float32)
-  k, n = weight.shape
-  target, H = weight, hessian
-  scale = None
+  k = weight.shape[0]
+  target, H, scale = weight, hessian, None
   if input_scales is not None and hessian is not None:
     scale = input_scales(weight, hessian, rows)
     target = weight * scale[:, None]
     H = hessian / (scale[:, None] * scale[None, :])
   whole, fitted, codes, status = compensation.solve(target, H, rows, options)
   codes = rows.collect(whole, fitted, codes)
-  value = rows.layout().decode(codes, k, n)
-  counts = rows.counts(target, codes)
   if input_scales is not None:
     if scale is None:
       scale = jnp.ones(k, jnp.float32)
       status = jnp.int32(Status.no_hessian)
     codes['input_scale'] = scale.astype(jnp.float16)
-    value = value / scale[:, None]
-  error = weight - value
+  return codes, status
+
+
+def _record(weight, hessian, rows, codes):
+  """Errors and counts of one matrix."""
+  weight = weight.astype(jnp.float32)
+  codes = dict(codes)
+  target, scale = weight, codes.pop('input_scale', None)
+  if scale is not None:
+    scale = scale.astype(jnp.float32)[:, None]
+    target = weight * scale
+  value = rows.layout().decode(codes, *weight.shape)
+  error = weight - (value if scale is None else value / scale)
   share = lambda a, b: a / jnp.where(b > 0, b, 1.0)
   record = {
-    'status': status,
     'weight_mse': share(jnp.sum(error**2), jnp.sum(weight**2)),
-    **counts,
+    **rows.counts(target, codes),
   }
   if hessian is not None:
     energy = lambda x: jnp.sum(x * (hessian @ x))
     record['output_error'] = share(energy(error), energy(weight))
-  return codes, record
+  return record
+
+
+def _each(f, *arrays):
+  """Map over the batch, if there is one."""
+  if arrays[0].ndim == 2:
+    return f(*arrays)
+  batch, k, n = arrays[0].shape
+  if jax.default_backend() != 'cpu':
+    return jax.vmap(f)(*arrays)
+  # Large matrices one after the other: side by side they take the memory of
+  # all at once, and a batched matmul is no library call there.
+  size = clusters.batch_of(batch, _SIDE_BY_SIDE // (k * n))
+  if size == batch:
+    return jax.vmap(f)(*arrays)
+  return jax.lax.map(lambda each: f(*each), arrays, batch_size=size)
+
+
+# Two programs: in one, the compiler begins to measure while the solver still
+# needs its memory, and ignores a barrier between them.
+@jax.jit
+def _quantize_batch(weights, hessians, rows, options, input_scales):
+  f = lambda w, h: _codes(w, h, rows, options, input_scales)
+  return _each(f, weights, hessians)
 
 
 @jax.jit
-def _quantize_batch(weights, hessians, rows, options, input_scales):
-  each = lambda w, h: _quantize(w, h, rows, options, input_scales)
-  if weights.shape[0] == 1:  # a map over one costs memory and speed
-    squeeze = lambda tree: jax.tree.map(lambda x: x[0], tree)
-    done = each(*squeeze((weights, hessians)))
-    return jax.tree.map(lambda x: x[None], done)
-  return jax.vmap(each)(weights, hessians)
+def _record_batch(weights, hessians, rows, codes):
+  f = lambda w, h, c: _record(w, h, rows, c)
+  return _each(f, weights, hessians, codes)
 
 
 def check_matrix(
@@ -212,13 +240,15 @@ def quantize_batch(
   """Codes and records of matrices of one shape, by one compiled program.
 
   Args:
-    weights: f32[b, k, n], checked by the caller.
+    weights: f32[b, k, n], or f32[k, n] of one; checked by the caller.
     recipe: The recipe; numbers in it don't recompile.
-    hessians: f32[b, k, k] or None.
+    hessians: f32[b, k, k] (or f32[k, k]), or None.
   """
-  return _quantize_batch(
+  codes, status = _quantize_batch(
     weights, hessians, recipe.rows, recipe.compensation, recipe.input_scales
   )
+  record = _record_batch(weights, hessians, recipe.rows, codes)
+  return codes, {'status': status, **record}
 
 
 def layout_of(recipe: Recipe) -> Layout:
@@ -266,13 +296,12 @@ def quantize_matrix(
     )
   check_matrix('quantize_matrix', weight, hessian)
   if hessian is not None:
-    hessian = hessian.astype(jnp.float32)[None]
-  wide = weight.astype(jnp.float32)[None]
-  codes, record = quantize_batch(wide, recipe, hessian)
-  first = lambda tree: jax.tree.map(lambda x: x[0], tree)
+    hessian = hessian.astype(jnp.float32)
+  # No batch axis: adding one would copy both.
+  codes, record = quantize_batch(weight.astype(jnp.float32), recipe, hessian)
   return QuantizedMatrix(
-    first(codes),
-    first(record),
+    codes,
+    record,
     layout_of(recipe),
     weight.shape,
     str(weight.dtype),

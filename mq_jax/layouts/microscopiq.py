@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mq_jax import steps
+from mq_jax import clusters, steps
 from mq_jax.layouts import _base, _bits
 
 
@@ -72,8 +72,12 @@ class MicroScopiQ:
       merge = lambda e, u, l, i, o: steps.merge_outliers(
         e, u, l, i, o, self.bits
       )
-      values = jax.vmap(jax.vmap(merge))(
-        element, codes['upper'], codes['lower'], isf, codes['osf']
+      # Masks of pairs by slots are micro_block / 2 times as large as a weight.
+      room = (1 << 23) // (element[0].size * self.micro_block)
+      values = jax.lax.map(
+        lambda row: jax.vmap(merge)(*row),
+        (element, codes['upper'], codes['lower'], isf, codes['osf']),
+        batch_size=clusters.batch_of(rows, room),
       )
     else:
       merge = lambda e, x, l, i, o: steps.merge_unpruned(

@@ -37,14 +37,17 @@ class GoboRows:
     middle = (2 * jnp.arange(size, dtype=jnp.float32) + 1) / (2 * size)
     start = (middle * total.astype(jnp.float32)).astype(jnp.int32)
     centroids = flat[jnp.clip(start, 0, flat.size - 1)]
-    weight_flat = weight.reshape(-1)
-    inside = inlier.reshape(-1)
+    # Sorted, a cluster is a run: its sum is a difference of running sums.
+    running = jnp.cumsum(jnp.where(jnp.isfinite(flat), flat, 0.0))
+    running = jnp.concatenate([jnp.zeros(1, jnp.float32), running])
 
     def lloyd(_, centroids):
-      index = _nearest(weight_flat, centroids)
-      member = (index[None] == jnp.arange(size)[:, None]) & inside[None]
-      number = jnp.sum(member, axis=1, dtype=jnp.float32)
-      sums = jnp.sum(jnp.where(member, weight_flat[None], 0.0), axis=1)
+      middle = 0.5 * (centroids[1:] + centroids[:-1])
+      ends = jnp.searchsorted(flat, middle, side='right').astype(jnp.int32)
+      ends = jnp.minimum(ends, total)
+      ends = jnp.concatenate([jnp.zeros(1, jnp.int32), ends, total[None]])
+      number = jnp.diff(ends).astype(jnp.float32)
+      sums = jnp.diff(running[ends])
       return jnp.where(number > 0, sums / jnp.maximum(number, 1), centroids)
 
     centroids = jax.lax.fori_loop(0, _ITERATIONS, lloyd, centroids)

@@ -141,7 +141,12 @@ class MicroScopiQRows:
     arrays = [
       cut(codes[name]) for name in ('sign', 'magnitude', 'outlier', 'kept')
     ]
-    code = jax.vmap(jax.vmap(one))(*arrays)
+    # Masks of pairs by slots are micro_block / 2 times as large as a weight.
+    rows, width = codes['sign'].shape
+    batch = clusters.batch_of(rows, (1 << 23) // (width * self.micro_block))
+    code = jax.lax.map(
+      lambda row: jax.vmap(one)(*row), arrays, batch_size=batch
+    )
     element = code['element'].reshape(code['element'].shape[0], -1)
     return {
       **stored,
