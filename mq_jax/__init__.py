@@ -10,6 +10,10 @@ statistics = mq.calibrate(f, params, batches, sites=found)
 plan = mq.plans.uniform(found, mq.recipes.microscopiq(bits=2))
 packed = mq.compress(params, plan, statistics=statistics)
 f(mq.dequantize(packed), batch)
+
+work = mq.hardware.workload.from_sites(found, 'decode')
+mq.hardware.cost(mq.hardware.accelerators.microscopiq(), work,
+                 mq.hardware.precision(2, 8, ebw=2.4)).sum().total_cycles
 """
 
 from mq_jax import (
@@ -18,6 +22,7 @@ from mq_jax import (
   compensation,
   equalization,
   formats,
+  hardware,
   layouts,
   plans,
   recipes,
@@ -48,6 +53,7 @@ __all__ = [
   'dequantize',
   'equalization',
   'formats',
+  'hardware',
   'layouts',
   'lift',
   'new_cluster',
