@@ -422,6 +422,11 @@ def tables(out=gin.REQUIRED, outlier_blocks=gin.REQUIRED, context=gin.REQUIRED):
     f'Exact cost model (`mq_jax.hardware.cost`), {context} tokens of prefill '
     f'or one of decode, {100 * outlier_blocks:g} % of the micro-blocks with '
     'outliers. Absolute energies are not published; ratios are.\n\n'
+    'Areas, the power split and all of MixPE come out. The speeds of '
+    'MicroScopiQ do not with one ReCoN: a 64 x 64 array of 2-bit weights asks '
+    'it for 68 vectors a cycle. With as many units as requests its speed-up '
+    'over OliVe at 4 bits is the 2x of twice the lanes, and 4-bit weights '
+    'gain nothing.\n\n'
   )
   for name, rows in found.items():
     text += f'## {name}\n\n{markdown(rows)}\n'

@@ -52,7 +52,8 @@ class Cost(NamedTuple):
     dram_bytes: Moved off chip.
     traffic: Bytes by operand.
     utilization: Multiply-accumulates done over those possible in the total.
-    conflict_rate: Share of accesses to the network that wait.
+    conflict_rate: Share of accesses to the network that wait, in a tile on its
+      own; where tiles follow each other, `noc_cycles` says how busy it is.
     macs: Multiply-accumulates.
   """
 

@@ -170,19 +170,22 @@ class Memory:
     Raises:
       ValueError: naming the buffer, its size and what one tile needs.
     """
+    rows, columns = np.broadcast_arrays(rows, columns)
     tile = {
       'weight_bytes': rows * columns * np.asarray(precision.ebw) / 8,
       'input_bytes': rows * np.asarray(precision.activation_bits) / 8,
       'output_bytes': columns * np.asarray(self.sum_bits) / 8,
     }
     for name, need in tile.items():
-      have, need = np.broadcast_arrays(getattr(self, name), need)
+      have, need, height, width = np.broadcast_arrays(
+        getattr(self, name), need, rows, columns
+      )
       if (have < need).any():
         at = np.unravel_index(np.argmax(need - have), need.shape)
         raise ValueError(
           f'accelerator: memory.{name} = {have[at]} holds no tile of '
-          f'{np.max(rows)} x {np.max(columns)} weights, which needs '
-          f'{float(need[at]):.0f} bytes'
+          f'{height[at]:g} x {width[at]:g} weights, which needs '
+          f'{need[at]:.0f} bytes'
         )
 
 
@@ -228,8 +231,11 @@ class Accelerator(Protocol):
     """um2 by part."""
 
 
+_MAY_BE_ZERO = ('sync', 'sram_scale', 'dram_pj_per_bit')
+
+
 def check_positive(accelerator: Any) -> None:
-  """Refuse numbers that are not positive, by field.
+  """Refuse numbers that are not positive, by field; some may be zero.
 
   Raises:
     ValueError: naming the field and the value.
@@ -239,9 +245,10 @@ def check_positive(accelerator: Any) -> None:
     if isinstance(leaf, jax.core.Tracer):
       continue
     value = np.asarray(leaf)
-    bad = ~(np.isfinite(value) & (value > 0))
+    name = jax.tree_util.keystr(path).lstrip('.')
+    zero = (value == 0) & (name.split('.')[-1] in _MAY_BE_ZERO)
+    bad = ~(np.isfinite(value) & (value > 0)) & ~zero
     if bad.any():
-      name = jax.tree_util.keystr(path).lstrip('.')
       raise ValueError(
         f'accelerator: {name} = {value[bad].flat[0]}; a positive number is '
         'needed'

@@ -58,11 +58,11 @@ class MicroScopiQ:
     noc = tiles * m * requests / self.recon_units
     contention = (m, used, asking, requests, self.recon_units)
     contention += (HOP_CYCLES, self._latency(rules))
-    # Tiles follow each other without a gap: the ends of one tile are exposed,
-    # and the skew of the columns.
+    # Tiles follow each other without a gap: exposed are the last one's way
+    # to the end, as far as it outlasts the period of a tile, and the skew.
     one = _contention.tile_cycles(*contention, xp=xp)
-    steady = m * xp.maximum(requests / self.recon_units, 1.0)
-    fill = one - steady + columns
+    period = rules.longest(m, rows, m * requests / self.recon_units)
+    fill = xp.maximum(one - period, 0.0) + columns
     vectors = tiles * requests * m
     macs = m * k * n
     bits = (precision.weight_bits, precision.activation_bits)

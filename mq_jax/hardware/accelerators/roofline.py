@@ -120,8 +120,8 @@ def _roofline(kind, name, table, efficiency):
       weight_bytes=ample,
       input_bytes=ample,
       output_bytes=ample,
-      dram_pj_per_bit=1e-30,  # in the board's power
-      sram_scale=1e-30,
+      dram_pj_per_bit=0.0,  # in the board's power
+      sram_scale=0.0,
     ),
     efficiency=efficiency,
   )
