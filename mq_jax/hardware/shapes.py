@@ -86,11 +86,12 @@ def _resnet50() -> Model:
   for stage, (width, blocks, outside) in enumerate(stages, 1):
     for block in range(blocks):
       # The stride sits in the 3 x 3 convolution (v1.5).
-      add(f'layer{stage}/conv1', inputs, width, side)
-      add(f'layer{stage}/conv2', 9 * width, width, outside)
-      add(f'layer{stage}/conv3', width, 4 * width, outside)
+      part = f'layer{stage}/' + ('rest' if block else 'first')
+      add(f'{part}/conv1', inputs, width, side)
+      add(f'{part}/conv2', 9 * width, width, outside)
+      add(f'{part}/conv3', width, 4 * width, outside)
       if block == 0:
-        add(f'layer{stage}/downsample', inputs, 4 * width, outside)
+        add(f'{part}/downsample', inputs, 4 * width, outside)
       inputs, side = 4 * width, outside
   matmuls = [Matmul(a, k, n, c, rows) for (a, k, n, rows), c in convs.items()]
   return Model((*matmuls, Matmul('fc', 2048, 1000, 1)), images=True)

@@ -333,6 +333,13 @@ def test_narrow_weights_pack_two_lanes():
   assert four.compute_cycles == 2 * two.compute_cycles
 
 
+def test_olive_makes_one_wide_multiplier_of_four():
+  array = acc.olive(32, 32)
+  narrow = hw.cost(array, hw.workload.gemm(512, 512, 512), hw.precision(4, 4))
+  wide = hw.cost(array, hw.workload.gemm(512, 512, 512), hw.precision(8, 8))
+  assert wide.compute_cycles == 4 * narrow.compute_cycles
+
+
 def test_no_outliers_no_network():
   array = acc.microscopiq(64, 64, 1)
   found = hw.cost(array, hw.workload.gemm(512, 512, 512), hw.precision(2, 8))
@@ -473,6 +480,12 @@ def test_bad_input_is_named():
   with pytest.raises(ValueError, match='weight_bytes = 100 holds no tile'):
     small = acc.microscopiq(memory=acc.Memory(weight_bytes=100))
     hw.cost(small, gemm(1, 1, 1), hw.precision(2, 8))
+  with pytest.raises(ValueError, match='cols = 48.*power of two'):
+    hw.cost(acc.microscopiq(cols=48), gemm(1, 1, 1), hw.precision(2, 8))
+  with pytest.raises(ValueError, match='efficiency = 1.5'):
+    acc.gpu_roofline(efficiency=1.5)
+  with pytest.raises(ValueError, match='bitfusion: weight_bits = 16'):
+    hw.cost(acc.bitfusion(), gemm(1, 1, 1), hw.precision(16, 8))
   with pytest.raises(ValueError, match='memory.dram_bytes_per_cycle = -1'):
     acc.microscopiq(memory=acc.Memory(dram_bytes_per_cycle=-1.0))
 

@@ -34,6 +34,12 @@ def test_published_shapes_have_the_published_weights(name):
   assert weights == pytest.approx(PARAMETERS[name], rel=0.01)
 
 
+@pytest.mark.parametrize('name', hw.shapes.MODELS)
+def test_names_are_unique(name):
+  names = hw.workload.model(name).names
+  assert len(set(names)) == len(names)
+
+
 def test_multiplications_of_image_models():
   macs = lambda name: float(hw.workload.model(name).macs.sum())
   # 4.1 G for 224 x 224 images; ViT-B/16 17.5 G with attention's products.

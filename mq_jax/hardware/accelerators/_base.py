@@ -129,7 +129,9 @@ class Memory:
     xp = rules.xp
     m, k, n = work.m, work.k, work.n
     room = self.output_bytes * 8 / (array.columns * self.sum_bits)
-    chunks = rules.tiles(m, room if rules.relaxed else xp.floor(room))
+    # A buffer without room for one row is refused where values are known.
+    room = xp.maximum(room if rules.relaxed else xp.floor(room), 1.0)
+    chunks = rules.tiles(m, room)
 
     weights = k * n * precision.ebw / 8
     inputs = m * k * precision.activation_bits / 8

@@ -11,10 +11,11 @@ from mq_jax.hardware import technology
 from mq_jax.hardware.accelerators import _base
 
 
-def _array(accelerator, work, precision, rules, lanes, mac_pj, leak_pj):
-  rows, columns = accelerator.rows, accelerator.columns
-  row_tiles = rules.tiles(work.k, accelerator.rows)
-  column_tiles = rules.tiles(work.n, columns * lanes)
+def _array(accelerator, work, rules, side, mac_pj, leak_pj):
+  """With `side` multipliers along each side of a PE."""
+  rows, columns = accelerator.rows * side, accelerator.columns * side
+  row_tiles = rules.tiles(work.k, rows)
+  column_tiles = rules.tiles(work.n, columns)
   m = work.m
   compute = row_tiles * column_tiles * rules.longest(m, rows)
   zero = 0.0 * compute
@@ -26,11 +27,11 @@ def _array(accelerator, work, precision, rules, lanes, mac_pj, leak_pj):
     row_tiles=row_tiles,
     column_tiles=column_tiles,
     rows=rows,
-    columns=columns * lanes,
-    macs_per_cycle=rows * columns * lanes,
+    columns=columns,
+    macs_per_cycle=rows * columns,
     array_pj=m * work.k * work.n * mac_pj,
     noc_pj=zero,
-    leakage_pj_per_cycle=rows * columns * leak_pj,
+    leakage_pj_per_cycle=accelerator.rows * accelerator.columns * leak_pj,
   )
 
 
@@ -50,15 +51,14 @@ class Olive:
     )
 
   def array(self, work, precision, rules):
-    # Four PEs of 4 bits make one of 8.
+    # Two by two PEs of 4 bits make one of 8.
     wide = rules.xp.maximum(precision.weight_bits, precision.activation_bits)
     bits = (precision.weight_bits, precision.activation_bits)
     return _array(
       self,
       work,
-      precision,
       rules,
-      lanes=(4.0 / wide) ** 2,
+      side=4.0 / wide,
       mac_pj=technology.mac_pj(*bits, self.node_nm),
       leak_pj=technology.leak_pj(4, 4, self.node_nm),
     )
@@ -99,9 +99,8 @@ class Gobo:
     return _array(
       self,
       work,
-      precision,
       rules,
-      lanes=1.0,
+      side=1.0,
       mac_pj=technology.mac_pj(16, 16, self.node_nm),
       leak_pj=technology.leak_pj(16, 16, self.node_nm),
     )

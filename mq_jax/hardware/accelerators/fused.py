@@ -23,13 +23,14 @@ class Fused:
   as_published: bool = static(False)
   dataflow: str = static('os')
   node_nm: int = static(28)
+  name: str = static('mixpe')
 
   def check(self, precision):
     allowed = range(1, int(self.high) + 1)
-    _base.check_bits('fused', 'weight_bits', precision.weight_bits, allowed)
+    _base.check_bits(self.name, 'weight_bits', precision.weight_bits, allowed)
     if not self.as_published:
       _base.check_bits(
-        'fused', 'activation_bits', precision.activation_bits, allowed
+        self.name, 'activation_bits', precision.activation_bits, allowed
       )
 
   def _split(self, bits, rules):
@@ -180,6 +181,7 @@ def bitfusion(
     pe_pj_per_cycle=1e-3 * BITFUSION_PE_FJ.value,
     pe_um2=BITFUSION_PE_UM2.value,
     node_nm=45,
+    name='bitfusion',
   )
   _base.check_positive(made)
   return made

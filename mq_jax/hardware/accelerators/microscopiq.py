@@ -1,6 +1,7 @@
 """MicroScopiQ: packed PEs and shared networks that merge split outliers."""
 
 import jax
+import numpy as np
 
 from mq_jax._pytrees import pytree_dataclass, static
 from mq_jax.hardware import _contention, technology
@@ -24,6 +25,13 @@ class MicroScopiQ:
   node_nm: int = static(7)
 
   def check(self, precision):
+    columns = np.asarray(self.columns)
+    odd = np.log2(columns) % 1 != 0
+    if odd.any():
+      raise ValueError(
+        f'microscopiq: cols = {columns[odd].flat[0]:g}; the butterfly needs a '
+        'power of two'
+      )
     _base.check_bits(
       'microscopiq', 'weight_bits', precision.weight_bits, (2, 4)
     )

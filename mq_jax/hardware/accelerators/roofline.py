@@ -1,6 +1,7 @@
 """GPUs and TPUs by the roofline of their data sheets."""
 
 import jax
+import numpy as np
 
 from mq_jax._pytrees import pytree_dataclass, static
 from mq_jax.hardware.accelerators import _base
@@ -19,7 +20,7 @@ class Roofline:
     tops_4: At 4 bits; equal to `tops_8` where there is no such mode.
     efficiency: Share of both peaks that is reached.
     launch_cycles: Floor of one kernel.
-    decode_macs_per_cycle: Weights a cycle that can be widened for the
+    decode_weights_per_cycle: Weights a cycle that can be widened for the
       multipliers, where stored weights are narrower than activations.
     power_w: Board power; energy is power times time, an upper bound.
     die_um2: Area of the die.
@@ -40,9 +41,9 @@ class Roofline:
   node_nm: int = static(7)
 
   def check(self, precision):
-    _base.check_bits(
-      'roofline', 'activation_bits', precision.activation_bits, range(1, 33)
-    )
+    for what in ('weight_bits', 'activation_bits'):
+      bits = getattr(precision, what)
+      _base.check_bits('roofline', what, bits, range(1, 33))
 
   def array(self, work, precision, rules):
     xp = rules.xp
@@ -103,6 +104,10 @@ def _roofline(kind, name, table, efficiency):
   if name not in table:
     raise ValueError(f'{kind}_roofline: {name!r} is not one of {list(table)}')
   ghz, t16, t8, t4, gb_per_s, watts, mm2, widened = table[name]
+  if not isinstance(efficiency, jax.core.Tracer) and np.any(
+    np.asarray(efficiency) > 1
+  ):
+    raise ValueError(f'{kind}_roofline: efficiency = {efficiency} is above 1')
   # No buffers are modelled: everything streams once.
   ample = 1e15
   made = Roofline(
