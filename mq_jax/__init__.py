@@ -17,6 +17,7 @@ mq.hardware.cost(mq.hardware.accelerators.microscopiq(), work,
 """
 
 from mq_jax import (
+  allocation,
   calibration,
   clusters,
   compensation,
@@ -44,6 +45,7 @@ __all__ = [
   'QuantizedMatrix',
   'Recipe',
   'Status',
+  'allocation',
   'calibrate',
   'calibration',
   'chain',

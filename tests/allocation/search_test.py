@@ -1,0 +1,181 @@
+"""Search on the loss of a small model, against enumeration."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import mq_jax as mq
+from mq_jax import allocation, plans
+from mq_jax.allocation import search
+
+
+def f(params, x):
+  for name in ('a', 'b', 'c'):
+    x = jnp.tanh(x @ params[name])
+  return x
+
+
+def loss(params, batch):
+  x, y = batch
+  return jnp.mean((f(params, x) - y) ** 2)
+
+
+@pytest.fixture(scope='module')
+def bed():
+  keys = jax.random.split(jax.random.key(0), 5)
+  params = {
+    name: jax.random.normal(key, (24, 24)) / 24**0.5 * scale
+    for name, key, scale in zip('abc', keys, (1.5, 1.0, 0.7), strict=False)
+  }
+  x = jax.random.normal(keys[3], (4, 64, 24))
+  y = jax.vmap(f, in_axes=(None, 0))(params, x)
+  sites = mq.sites.find(f, params, x[0])
+  statistics = mq.calibrate(f, params, list(x), sites=sites)
+  recipes = [mq.recipes.rtn(bits=b, group=24) for b in (2, 3, 4)]
+  made = search.make_candidates(params, sites, recipes, statistics=statistics)
+  batches = (x, y)
+  table = search.one_site_table(loss, params, made.candidates, batches)
+  problem = allocation.make_problem(
+    table,
+    {'bits': made.bits},
+    {},
+    sites=[s.name for s in sites],
+    candidates=made.candidates.labels,
+  )
+  return params, made, recipes, batches, problem
+
+
+def test_candidates_are_the_packed_matrices(bed):
+  params, made, recipes, _, _ = bed
+  for i, recipe in enumerate(recipes):
+    for j, site in enumerate(made.candidates.sites):
+      q = mq.quantize_matrix(params[site.name], recipe)
+      np.testing.assert_array_equal(
+        made.candidates.values[site.name][i], q.dequantize()
+      )
+      assert made.bits[j, i] == 8 * q.pack().nbytes
+
+
+def test_overlap_is_the_error_under_the_gram_matrix(bed):
+  params, made, _, batches, _ = bed
+  rows = np.asarray(batches[0].reshape(-1, 24), np.float64)
+  values = np.asarray(made.candidates.values['a'], np.float64)
+  errors = values - np.asarray(params['a'], np.float64)
+  for c, d in itertools.product(range(3), repeat=2):
+    want = np.sum((rows @ errors[c]) * (rows @ errors[d]))
+    found = made.candidates.overlap[0, c, d]
+    np.testing.assert_allclose(found, want, rtol=1e-3)
+
+
+def test_one_site_table_is_a_loop(bed):
+  params, made, _, batches, problem = bed
+  each = lambda p: np.mean(
+    [float(loss(p, b)) for b in zip(*batches, strict=True)]
+  )
+  plain = each(params)
+  for i, site in enumerate(made.candidates.sites):
+    for j in range(3):
+      changed = dict(
+        params, **{site.name: made.candidates.values[site.name][j]}
+      )
+      np.testing.assert_allclose(
+        problem.sensitivity[i, j], each(changed) - plain, rtol=1e-4, atol=1e-7
+      )
+
+
+def test_mixing_is_exact_at_whole_choices(bed):
+  params, made, _, _, _ = bed
+  for choice in ((0, 1, 2), (2, 2, 0)):
+    p = search.one_hot(np.array(choice), 3)
+    mixed = search.mixed(params, made.candidates, p)
+    whole = plans.dequantize(search.assemble(made, params, choice))
+    for name in 'abc':
+      np.testing.assert_array_equal(mixed[name], whole[name])
+
+
+def test_correction_predicts_the_expected_loss(bed):
+  """Of independent choices, enumerated; the mean of weights underrates it."""
+  params, made, _, batches, _ = bed
+  gamma = search.curvature(loss, params, made.candidates, batches)
+  expected = search.corrected(loss, params, made.candidates, gamma)
+  rng = np.random.default_rng(1)
+  p = jnp.asarray(rng.dirichlet(np.ones(3), 3), jnp.float32)
+  choices = np.array(list(itertools.product(range(3), repeat=3)))
+  losses = np.asarray(
+    search.choice_losses(
+      loss, params, made.candidates, search.one_hot(choices, 3), batches
+    )
+  )
+  weights = np.prod(np.asarray(p)[np.arange(3), choices], axis=1)
+  truth = float(np.sum(weights * losses))
+  mean = lambda g: np.mean(
+    [float(g(p, (), b)) for b in zip(*batches, strict=True)]
+  )
+  plain = mean(
+    lambda p, _, b: loss(search.mixed(params, made.candidates, p), b)
+  )
+  corrected = mean(expected)
+  assert plain < truth
+  assert abs(corrected - truth) < 0.35 * abs(plain - truth)
+  # At whole choices there is nothing to correct.
+  hot = search.one_hot(np.array([0, 2, 1]), 3)
+  batch = jax.tree.map(lambda x: x[0], batches)
+  np.testing.assert_allclose(
+    expected(hot, (), batch),
+    loss(search.mixed(params, made.candidates, hot), batch),
+    rtol=1e-5,
+  )
+
+
+def test_search_is_near_the_best_of_all_choices(bed):
+  params, made, recipes, batches, problem = bed
+  total = made.bits.max(1).sum()
+  budgets = [{'bits': share * total} for share in (0.65, 0.75, 0.9)]
+  found = search.search(
+    loss, params, made.candidates, problem, budgets, batches, steps=30
+  )
+  choices = np.array(list(itertools.product(range(3), repeat=3)))
+  losses = np.asarray(
+    search.choice_losses(
+      loss, params, made.candidates, search.one_hot(choices, 3), batches
+    )
+  )
+  for budget, choice, value in zip(
+    budgets, found.choices, found.losses, strict=True
+  ):
+    under = problem.with_budget(**budget)
+    assert allocation.feasible(under, choice)
+    allowed = [allocation.feasible(under, c) for c in choices]
+    assert value <= 1.1 * losses[allowed].min()
+    packed = search.assemble(made, params, choice)
+    assert plans.size(packed).bits <= budget['bits']
+    plan = search.plan_of(made, recipes, choice)
+    assert plans.from_json(plan.to_json(), made.candidates.sites) == plan
+
+
+def test_bad_input(bed):
+  params, made, recipes, batches, problem = bed
+  with pytest.raises(allocation.InfeasibleError, match='smallest feasible'):
+    search.search(
+      loss, params, made.candidates, problem, [{'bits': 1.0}], batches
+    )
+  with pytest.raises(ValueError, match='no label twice'):
+    search.make_candidates(params, made.candidates.sites, [recipes[0]] * 2)
+  broken = jax.tree.map(lambda x: x * jnp.nan, batches)
+  with pytest.raises(ValueError, match='not finite'):
+    search.one_site_table(loss, params, made.candidates, broken)
+  gamma = jnp.ones(3)
+  with pytest.raises(FloatingPointError, match='step 0'):
+    search.search(
+      loss,
+      params,
+      made.candidates,
+      problem,
+      [{'bits': 1e9}],
+      broken,
+      gamma=gamma,
+      steps=2,
+    )
