@@ -52,19 +52,31 @@ def _batches(windows: np.ndarray, each: int) -> np.ndarray:
 
 
 def one_seed(
-  model, text, calibration_text, group, budgets, windows, steps, seed
+  model,
+  text,
+  calibration_text,
+  group,
+  budgets,
+  calibration,
+  windows,
+  tested,
+  steps,
+  seed,
 ):
   """Records of every method at every budget."""
   rng = np.random.default_rng(seed)
   found = measure.windows(model, calibration_text).tokens
   order = rng.permutation(len(found))
-  if len(found) < 2 * windows:
+  if len(found) < windows + calibration:
     raise ValueError(
-      f'{calibration_text.source}: {len(found)} windows; {2 * windows} needed'
+      f'{calibration_text.source}: {len(found)} windows; '
+      f'{windows + calibration} needed'
     )
   searched = _batches(found[order[:windows]], 2)
-  calibrated = _batches(found[order[windows:]], 8)[:, :, :-1]
-  test = _batches(measure.windows(model, text).tokens, 8)
+  calibrated = _batches(found[order[windows : windows + calibration]], 8)[
+    :, :, :-1
+  ]
+  test = _batches(measure.windows(model, text, tested).tokens, 8)
   loss = language_loss(model.apply)
   sites = mq.sites.find(model.apply, model.params, calibrated[0])
   statistics = mq.calibrate(
@@ -111,7 +123,9 @@ def one_seed(
   under = [problem.with_budget(ebw=b) for b in budgets]
   choices = {}
   uniform = made.bits.sum(0) / weights
-  order = losses(np.repeat(np.arange(count)[:, None], len(sites), 1), searched)
+  order = losses(
+    np.repeat(np.arange(count)[:, None], len(problem.sites), 1), searched
+  )
   choices['uniform'] = [
     np.full(
       len(problem.sites),
@@ -265,7 +279,9 @@ def allocation(
   group=64,
   budgets=gin.REQUIRED,
   seeds=(0,),
+  calibration_windows=64,
   search_windows=32,
+  test_windows=48,
   steps=32,
 ):
   """Run all seeds; write records, table and figure."""
@@ -279,7 +295,9 @@ def allocation(
     measure.calibration_text(calibration_text),
     group,
     list(budgets),
+    calibration_windows,
     search_windows,
+    test_windows,
     steps,
   )
   records, clocks = [], []

@@ -30,18 +30,18 @@ def _problem(rng, sites=32, candidates=5, quantities=1):
   return allocation.make_problem(loss, cost, budget)
 
 
-@pytest.mark.parametrize('quantities', [1, 2])
-def test_within_one_percent_of_the_optimum(quantities):
+@pytest.mark.parametrize('quantities, draws', [(1, 100), (2, 40)])
+def test_within_one_percent_of_the_optimum(quantities, draws):
   rng = np.random.default_rng(quantities)
   close = 0
-  for _ in range(100):
+  for _ in range(draws):
     problem = _problem(rng, quantities=quantities)
     best = allocation.integer_program(problem)
     found = gradient.gradient(problem)
     assert allocation.feasible(problem, found)
     value = lambda x, p=problem: allocation.evaluate(p, x)['sensitivity']
     close += value(found) <= 1.01 * value(best)
-  assert close >= 95
+  assert close >= 0.95 * draws
 
 
 def test_ties_and_missing_candidates_hold():

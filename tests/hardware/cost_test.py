@@ -480,8 +480,6 @@ def test_bad_input_is_named():
   with pytest.raises(ValueError, match='weight_bytes = 100 holds no tile'):
     small = acc.microscopiq(memory=acc.Memory(weight_bytes=100))
     hw.cost(small, gemm(1, 1, 1), hw.precision(2, 8))
-  with pytest.raises(ValueError, match='cols = 48.*power of two'):
-    hw.cost(acc.microscopiq(cols=48), gemm(1, 1, 1), hw.precision(2, 8))
   with pytest.raises(ValueError, match='efficiency = 1.5'):
     acc.gpu_roofline(efficiency=1.5)
   with pytest.raises(ValueError, match='bitfusion: weight_bits = 16'):

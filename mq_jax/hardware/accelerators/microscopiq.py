@@ -1,7 +1,6 @@
 """MicroScopiQ: packed PEs and shared networks that merge split outliers."""
 
 import jax
-import numpy as np
 
 from mq_jax._pytrees import pytree_dataclass, static
 from mq_jax.hardware import _contention, technology
@@ -25,13 +24,6 @@ class MicroScopiQ:
   node_nm: int = static(7)
 
   def check(self, precision):
-    columns = np.asarray(self.columns)
-    odd = np.log2(columns) % 1 != 0
-    if odd.any():
-      raise ValueError(
-        f'microscopiq: cols = {columns[odd].flat[0]:g}; the butterfly needs a '
-        'power of two'
-      )
     _base.check_bits(
       'microscopiq', 'weight_bits', precision.weight_bits, (2, 4)
     )
@@ -130,7 +122,8 @@ def microscopiq(
 
   Args:
     rows: PEs along the reduction.
-    cols: PEs along the outputs; a power of two in hardware.
+    cols: PEs along the outputs; a power of two in hardware, not refused
+      otherwise, so that designs may be explored in between.
     recon_units: Networks shared by all rows.
     micro_block: Outputs of a micro-block.
     sync: Share of the columns' skew that a vector waits for before ReCoN.
