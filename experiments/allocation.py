@@ -324,9 +324,12 @@ def allocation(
     'keeps the budget by packed bytes. Seconds of the first seed, for all '
     f'budgets together: {listed}. {_pages.machine()}; jax {jax.__version__}.'
     '\n\n' + _pages.table(['budget', *methods], rows) + '\n'
-    '![test loss above the integer program](figure.png)\n'
+    f'![test loss above the integer program](figure.png)\n\n{_pages.MEANING}'
   )
-  (path / 'README.md').write_text(page)
+  before = path / 'README.md'
+  text = before.read_text() if before.exists() else ''
+  # What was written there by hand is to be read again, not lost.
+  before.write_text(page + (text.split(_pages.MEANING, 1) + ['\n'])[1])
   fig = draw(records, list(budgets), f'claim.gin, {name}, seeds {list(seeds)}')
   fig.savefig(path / 'figure.png', dpi=120)
   plt.close(fig)
