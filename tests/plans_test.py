@@ -128,25 +128,6 @@ def test_compress_then_dequantize_is_close_and_keeps_the_structure(
   )
 
 
-def test_compensation_helps_on_every_site(tiny_llama):
-  tokens = jax.random.randint(
-    jax.random.key(0), (8, 32), 0, tiny_llama.config.vocab_size
-  )
-  apply, params = tiny_llama.apply, tiny_llama.params
-  sites = mq.sites.find(apply, params, tokens)
-  statistics = mq.calibrate(apply, params, [tokens], sites=sites)
-  errors = []
-  for compensate in (True, False):
-    recipe = mq.recipes.microscopiq(bits=2, compensate=compensate)
-    plan = mq.plans.uniform(sites, recipe)
-    packed = mq.compress(params, plan, statistics=statistics)
-    rows = mq.plans.records(packed)
-    errors.append({row['site']: row['output_error'] for row in rows})
-  with_it, without = errors
-  assert len(with_it) == 7 * tiny_llama.config.num_hidden_layers
-  assert all(with_it[name] < without[name] for name in with_it)
-
-
 def test_rules_choose_by_name_and_survive_json(case):
   _, _, sites = case
   plan = mq.plans.plan(
