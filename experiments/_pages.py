@@ -4,10 +4,13 @@ import json
 import os
 import pathlib
 import platform
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import gin
 import jax
+import matplotlib.pyplot as plt
 from matplotlib import figure as mpl
 
 from mq_jax.lab import runs
@@ -110,3 +113,13 @@ def write(
   (folder / 'config.gin').write_text(config)
   figure.savefig(folder / 'figure.png')
   return folder
+
+
+def main(doc: str, study: Callable[[], Any], argv: Sequence[str] | None) -> Any:
+  """Run a gin-bound study with the config file named by the arguments."""
+  arguments = sys.argv[1:] if argv is None else argv
+  if len(arguments) != 1:
+    sys.exit(doc)
+  plt.switch_backend('agg')
+  gin.parse_config_file(arguments[0])
+  return study()

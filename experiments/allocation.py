@@ -7,7 +7,6 @@ import dataclasses
 import functools
 import json
 import pathlib
-import sys
 import time
 
 import gin
@@ -20,7 +19,8 @@ import mq_jax as mq
 from experiments import _pages
 from mq_jax import allocation as al
 from mq_jax import plans
-from mq_jax.allocation import hessians, search, sensitivities
+from mq_jax.allocation import candidates as candidates_lib
+from mq_jax.allocation import hessians, measured, search, sensitivities
 from mq_jax.evaluation import perplexity
 from mq_jax.lab import measure, opening
 
@@ -83,17 +83,17 @@ def one_seed(
     model.apply, model.params, list(calibrated), sites=sites
   )
   recipes = candidates(group)
-  made = search.make_candidates(
+  made = candidates_lib.make(
     model.params, sites, recipes, statistics=statistics
   )
   weights = sum(int(np.prod(s.matrix_shape)) for s in made.candidates.sites)
   count = len(recipes)
   losses = lambda choices, data: np.asarray(
-    search.choice_losses(
+    measured.choice_losses(
       loss,
       model.params,
       made.candidates,
-      search.one_hot(np.asarray(choices), count),
+      measured.one_hot(np.asarray(choices), count),
       data,
     ),
     np.float64,
@@ -109,7 +109,7 @@ def one_seed(
 
   table = timed(
     'table',
-    lambda: search.one_site_table(
+    lambda: measured.one_site_table(
       loss, model.params, made.candidates, searched
     ),
   )
@@ -168,7 +168,7 @@ def one_seed(
   choices['greedy'] = timed('greedy', lambda: [al.greedy(p) for p in under])
   result = timed(
     'gradient',
-    lambda: search.search(
+    lambda: search.front(
       loss,
       model.params,
       made.candidates,
@@ -212,7 +212,7 @@ def one_seed(
   records = []
 
   def record(method, budget, choice, value):
-    packed = search.assemble(made, model.params, choice)
+    packed = candidates_lib.assemble(made, model.params, choice)
     records.append(
       {
         'method': method,
@@ -337,12 +337,7 @@ def allocation(
 
 
 def main(argv: list[str] | None = None) -> None:
-  arguments = sys.argv[1:] if argv is None else argv
-  if len(arguments) != 1:
-    sys.exit(__doc__)
-  plt.switch_backend('agg')
-  gin.parse_config_file(arguments[0])
-  allocation()
+  _pages.main(__doc__, allocation, argv)
 
 
 if __name__ == '__main__':

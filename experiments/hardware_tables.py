@@ -7,13 +7,13 @@ explains the difference.
 """
 
 import pathlib
-import sys
 from typing import NamedTuple
 
 import gin
 import matplotlib.pyplot as plt
 import numpy as np
 
+from experiments import _pages
 from mq_jax import hardware as hw
 from mq_jax.hardware import accelerators
 
@@ -439,12 +439,7 @@ def tables(out=gin.REQUIRED, outlier_blocks=gin.REQUIRED, context=gin.REQUIRED):
 
 
 def main(argv: list[str] | None = None) -> None:
-  arguments = sys.argv[1:] if argv is None else argv
-  if len(arguments) != 1:
-    sys.exit(__doc__)
-  plt.switch_backend('agg')
-  gin.parse_config_file(arguments[0])
-  for name, rows in tables().items():
+  for name, rows in _pages.main(__doc__, tables, argv).items():
     print(f'{name}\n{markdown(rows)}')
 
 

@@ -22,6 +22,7 @@ from matplotlib import figure as mpl
 
 from experiments import _pages
 from mq_jax import hardware
+from mq_jax.hardware import _contention
 from mq_jax.hardware.simulate import pipeline
 
 CLAIM = 0.03
@@ -58,14 +59,14 @@ def simulate(mask, m, units, *, latency: int) -> pipeline.PipelineRun:
 
 def modelled(m, units, x, *, size, lanes, micro_block, sync):
   """One tile by the closed form: conflicts, and cycles from end to end."""
-  found = hardware.cost(
-    accelerator(size, units, micro_block, sync),
-    hardware.workload.gemm(m, size, size * lanes),
-    hardware.precision(4 // lanes, 8, outlier_blocks=x),
+  rho = asking_share(x, size, micro_block)
+  any_lane = 1.0 - (1.0 - rho) ** lanes
+  tile = (m, size, size * any_lane, size * rho * lanes, units)
+  tile += (HOP, unit_latency(size, sync))
+  return (
+    _contention.conflict_rate(*tile, xp=np),
+    _contention.tile_cycles(*tile, xp=np),
   )
-  # `fill` is what a tile takes beyond its steady state, and the columns' skew.
-  steady = np.maximum(found.noc_cycles, m)
-  return found.conflict_rate, steady + found.fill_cycles - size
 
 
 def accelerator(size, units, micro_block, sync):
@@ -74,7 +75,7 @@ def accelerator(size, units, micro_block, sync):
     size,
     units,
     micro_block=micro_block,
-    sync=1.0 if sync else 1e-9,  # zero is not a positive number
+    sync=float(sync),
   )
 
 

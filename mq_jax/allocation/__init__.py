@@ -4,7 +4,14 @@ Every solver is a function of a `Problem` that returns a choice, the number of
 a candidate for each site, which keeps all budgets and ties.
 """
 
-from mq_jax.allocation import gradient, hessians, search, sensitivities
+from mq_jax.allocation import (
+  candidates,
+  gradient,
+  hessians,
+  measured,
+  search,
+  sensitivities,
+)
 from mq_jax.allocation.exact import (
   Bound,
   brute_force,
@@ -25,7 +32,6 @@ from mq_jax.allocation.heuristics import (
 )
 from mq_jax.allocation.population import evolve, policy_gradient
 from mq_jax.allocation.problem import (
-  Evaluation,
   InfeasibleError,
   Problem,
   collapse,
@@ -36,11 +42,11 @@ from mq_jax.allocation.problem import (
 
 __all__ = [
   'Bound',
-  'Evaluation',
   'InfeasibleError',
   'Problem',
   'bisection',
   'brute_force',
+  'candidates',
   'collapse',
   'dynamic_program',
   'evaluate',
@@ -56,6 +62,7 @@ __all__ = [
   'lagrangian_bound',
   'levels',
   'make_problem',
+  'measured',
   'monotone_pareto',
   'policy_gradient',
   'random_choice',

@@ -58,10 +58,6 @@ class Problem:
     return check(dataclasses.replace(self, budget=new))
 
 
-class Evaluation(dict):
-  """Totals of a choice by name: 'sensitivity' and each quantity."""
-
-
 def make_problem(
   sensitivity: np.ndarray,
   cost: Mapping[str, np.ndarray],
@@ -246,8 +242,8 @@ def collapse(problem: Problem) -> tuple[Problem, np.ndarray]:
   )
 
 
-def evaluate(problem: Problem, choice: Sequence[int]) -> Evaluation:
-  """Totals of a choice.
+def evaluate(problem: Problem, choice: Sequence[int]) -> dict[str, float]:
+  """Totals of a choice by name: 'sensitivity' and each quantity.
 
   Args:
     problem: The problem.
@@ -261,7 +257,7 @@ def evaluate(problem: Problem, choice: Sequence[int]) -> Evaluation:
   totals = {'sensitivity': float(problem.sensitivity[rows, choice].sum())}
   for name, table in zip(problem.quantities, problem.cost, strict=True):
     totals[name] = float(table[rows, choice].sum())
-  return Evaluation(totals)
+  return totals
 
 
 def feasible(problem: Problem, choice: Sequence[int]) -> bool:

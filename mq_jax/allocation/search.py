@@ -23,272 +23,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mq_jax import plans
-from mq_jax import sites as sites_lib
-from mq_jax._pytrees import pytree_dataclass, static
 from mq_jax.allocation import gradient
+from mq_jax.allocation._blocks import Loss
+from mq_jax.allocation.candidates import Candidates, mixed
+from mq_jax.allocation.measured import choice_losses, curvature, one_hot
 from mq_jax.allocation.problem import Problem
-from mq_jax.calibration import Statistics
-from mq_jax.recipes import Recipe
-from mq_jax.sites import Site
 
-# (params, batch) -> mean loss
-ModelLoss = Callable[[Any, Any], jax.Array]
-
-
-@pytree_dataclass
-class Candidates:
-  """What every candidate makes of every site.
-
-  Attributes:
-    values: By site name, the parameter under each candidate.
-      [c, *parameter's shape].
-    overlap: Inner products of the candidates' errors under the Gram matrix
-      of the site's inputs: tr(e_c^T A e_d). f32[l, c, c].
-    sites: The sites, l of them.
-    labels: Of the candidates, c of them.
-  """
-
-  values: dict[str, jax.Array]
-  overlap: jax.Array
-  sites: tuple[Site, ...] = static()
-  labels: tuple[str, ...] = static()
-
-
-class Made(NamedTuple):
-  """Candidates, and the packed parameters that they stand for.
-
-  Attributes:
-    candidates: For the search.
-    packed: By candidate, the parameters with packed matrices.
-    bits: Stored bits, metadata included. f64[l, c].
-  """
-
-  candidates: Candidates
-  packed: tuple[Any, ...]
-  bits: np.ndarray
-
-
-def make_candidates(
-  params: Any,
-  sites: Sequence[Site],
-  recipes: Sequence[Recipe],
-  *,
-  statistics: Mapping[str, Statistics] | None = None,
-  progress: Callable[[int, int], None] | None = None,
-) -> Made:
-  """Quantize every site by every recipe.
-
-  Args:
-    params: The model's parameters.
-    sites: Sites to allocate for, each with a parameter of its own.
-    recipes: The candidates; `recipes.none()` leaves a site in bfloat16.
-    statistics: From `calibrate`. Without, errors are weighed alike.
-    progress: Called with the candidates done and their number.
-
-  Raises:
-    ValueError: for no recipes, recipes with the same label, and whatever
-      `plans.compress` refuses.
-  """
-  labels = tuple(recipe.label for recipe in recipes)
-  if not labels or len(set(labels)) < len(labels):
-    raise ValueError(
-      f'allocation: candidates {list(labels)}; at least one is needed, and '
-      'no label twice'
-    )
-  sites = tuple(entry[0] for entry in plans.uniform(sites, recipes[0]).entries)
-  packed = []
-  for i, recipe in enumerate(recipes):
-    plan = plans.uniform(sites, recipe, exclude=())
-    packed.append(plans.compress(params, plan, statistics=statistics))
-    if progress is not None:
-      progress(i + 1, len(labels))
-  values, overlap, bits = {}, [], []
-  for site in sites:
-    matrices = [sites_lib.get(p, site) for p in packed]
-    bits.append([8 * matrix.nbytes for matrix in matrices])
-    stacked = jnp.stack([m.dequantize() for m in matrices])
-    gram = None if statistics is None else statistics[site.name].gram
-    original = site.matrix(sites_lib.get(params, site))
-    overlap.append(_overlap(stacked, original, gram))
-    values[site.name] = jax.vmap(site.unmatrix)(stacked)
-  return Made(
-    Candidates(values, jnp.stack(overlap), sites, labels),
-    tuple(packed),
-    np.array(bits, np.float64),
-  )
-
-
-@jax.jit
-def _overlap(stacked, original, gram):
-  """tr(e_c^T A e_d) over candidates; A the identity without statistics."""
-  error = stacked.astype(jnp.float32) - original.astype(jnp.float32)[None]
-  weighed = error if gram is None else gram @ error
-  both = jnp.einsum('c...,d...->cd', error, weighed)
-  return 0.5 * (both + both.T)
-
-
-def mixed(params: Any, candidates: Candidates, probabilities: jax.Array) -> Any:
-  """Parameters with the mean of its candidates at each site.
-
-  Args:
-    params: The model's parameters.
-    candidates: Of each site.
-    probabilities: f32[l, c].
-  """
-  new = {}
-  for row, site in zip(probabilities, candidates.sites, strict=True):
-    stack = candidates.values[site.name]
-    mean = jnp.tensordot(row, stack.astype(jnp.float32), axes=1)
-    new[site] = mean.astype(stack.dtype)
-  return sites_lib.put(params, new)
-
-
-def assemble(made: Made, params: Any, choice: Sequence[int]) -> Any:
-  """Packed parameters of a whole choice i[l]: the plan carried out."""
-  new = {
-    site: sites_lib.get(made.packed[int(c)], site)
-    for site, c in zip(made.candidates.sites, choice, strict=True)
-  }
-  return sites_lib.put(params, new)
-
-
-def plan_of(
-  made: Made, recipes: Sequence[Recipe], choice: Sequence[int]
-) -> plans.Plan:
-  """The plan of a whole choice i[l], to be saved."""
-  return plans.Plan(
-    tuple(
-      (site, recipes[int(c)])
-      for site, c in zip(made.candidates.sites, choice, strict=True)
-    )
-  )
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def choice_losses(
-  loss: ModelLoss,
-  params: Any,
-  candidates: Candidates,
-  probabilities: jax.Array,
-  batches: Any,
-) -> jax.Array:
-  """Loss of many relaxed or whole choices, by one compiled program.
-
-  Args:
-    loss: (params, batch) -> mean loss.
-    params: The model's parameters.
-    candidates: Of each site.
-    probabilities: f32[many, l, c]; one-hot for whole choices.
-    batches: Tree of arrays [b, ...]: the mean over b batches is taken.
-
-  Returns:
-    f32[many].
-  """
-
-  def one(p):
-    changed = mixed(params, candidates, p)
-    each = jax.lax.map(lambda batch: loss(changed, batch), batches)
-    return jnp.mean(each)
-
-  return jax.lax.map(one, probabilities)
-
-
-def one_hot(choices: np.ndarray, count: int) -> jax.Array:
-  """Whole choices i[..., l] as probabilities f32[..., l, c]."""
-  return jax.nn.one_hot(jnp.asarray(choices), count, dtype=jnp.float32)
-
-
-def one_site_table(
-  loss: ModelLoss,
-  params: Any,
-  candidates: Candidates,
-  batches: Any,
-  *,
-  base: Sequence[int] | None = None,
-  only: Sequence[int] | None = None,
-) -> np.ndarray:
-  """Loss when one site alone takes one candidate, minus that when none does.
-
-  Args:
-    loss: (params, batch) -> mean loss.
-    params: The model's parameters.
-    candidates: Of each site.
-    batches: Tree of arrays [b, ...].
-    base: The choice i[l] from which one site deviates; None for the original
-      parameters.
-    only: Candidates to measure; None for all.
-
-  Returns:
-    f64[l, c], or [l, len(only)].
-
-  Raises:
-    ValueError: if a loss is not finite, by site and candidate.
-
-  Source:
-    The exact form of ZeroQ's and OHQ's sensitivities.
-  """
-  l, c = len(candidates.sites), len(candidates.labels)
-  only = list(range(c)) if only is None else list(only)
-  if base is None:
-    # The original parameters as one more candidate.
-    values = {
-      site.name: jnp.concatenate(
-        [
-          candidates.values[site.name],
-          sites_lib.get(params, site)[None].astype(
-            candidates.values[site.name].dtype
-          ),
-        ]
-      )
-      for site in candidates.sites
-    }
-    candidates = Candidates(
-      values, candidates.overlap, candidates.sites, (*candidates.labels, '')
-    )
-    base = [c] * l
-  base = np.asarray(base)
-  choices = np.tile(base, (l * len(only) + 1, 1))
-  for i in range(l):
-    for j, candidate in enumerate(only):
-      choices[1 + i * len(only) + j, i] = candidate
-  found = choice_losses(
-    loss, params, candidates, one_hot(choices, len(candidates.labels)), batches
-  )
-  found = np.asarray(found, np.float64)
-  table = (found[1:] - found[0]).reshape(l, len(only))
-  if not np.isfinite(table).all():
-    i, j = np.argwhere(~np.isfinite(table))[0]
-    raise ValueError(
-      f'allocation: loss with {candidates.labels[only[j]]} at '
-      f'{candidates.sites[i].name} is not finite'
-    )
-  return table
-
-
-def curvature(
-  loss: ModelLoss,
-  params: Any,
-  candidates: Candidates,
-  batches: Any,
-) -> jax.Array:
-  """gamma of each site: loss is 1/2 gamma tr(e^T A e) for its own error e.
-
-  Measured at the candidate of the largest error, which alone rises above
-  the noise of a small sample; negative rises count as none.
-
-  Returns:
-    f32[l].
-  """
-  sizes = np.asarray(jnp.diagonal(candidates.overlap, axis1=1, axis2=2))
-  coarse = int(np.argmax(np.mean(sizes / sizes.max(1, keepdims=True), axis=0)))
-  rise = one_site_table(loss, params, candidates, batches, only=[coarse])[:, 0]
-  gamma = 2 * np.maximum(rise, 0) / np.maximum(sizes[:, coarse], 1e-30)
-  return jnp.asarray(gamma, jnp.float32)
+_BETWEEN_SAVES = 8  # steps, at most
 
 
 def corrected(
-  loss: ModelLoss,
+  loss: Loss,
   params: Any,
   candidates: Candidates,
   gamma: jax.Array,
@@ -312,46 +57,50 @@ def corrected(
   return expected
 
 
+class State(NamedTuple):
+  """Relaxations of all budgets: what is saved to continue a search.
+
+  Attributes:
+    gamma: Curvature of each site. f32[l].
+    relaxations: Of each budget, stacked in front. `gradient.State`, [b, ...].
+    losses: Of each step that is done, else zero. f32[b, t].
+  """
+
+  gamma: jax.Array
+  relaxations: gradient.State
+  losses: np.ndarray
+
+
 class Found(NamedTuple):
   """Choices found, one for each budget.
 
   Attributes:
     choices: i64[b, l].
-    probabilities: Where the relaxations ended. f32[b, l, c].
-    traces: Of the relaxations, `gradient.Trace` with an axis [b] in front.
     losses: On the batches of the search, of the choices. f64[b].
+    state: Where the relaxations ended.
   """
 
   choices: np.ndarray
-  probabilities: np.ndarray
-  traces: gradient.Trace
   losses: np.ndarray
+  state: State
 
 
 @functools.partial(jax.jit, static_argnames=('loss', 'steps'))
-def _front(
-  loss, params, candidates, gamma, cost, limits, allowed, groups, batches,
-  key, schedule, *, steps,
+def _advance(
+  loss, params, candidates, gamma, cost, limit, allowed, groups, batches,
+  state, schedule, *, steps,
 ):  # fmt: skip
-  expected = corrected(loss, params, candidates, gamma)
-  costs = lambda p, extra: jnp.einsum('qlc,lc->q', cost, p)
-
-  def one(limit):
-    state, trace = gradient.relax(
-      expected,
-      costs,
-      allowed,
-      groups,
-      limit,
-      gradient.begin(allowed, limit.shape[0], key=key),
-      batches,
-      steps=steps,
-      schedule=schedule,
-    )
-    return state.probabilities, trace
-
-  # One budget after the other: side by side their weights would be copies.
-  return jax.lax.map(one, limits)
+  return gradient.relax(
+    corrected(loss, params, candidates, gamma),
+    lambda p, extra: jnp.einsum('qlc,lc->q', cost, p),
+    allowed,
+    groups,
+    limit,
+    state,
+    batches,
+    steps=steps,
+    schedule=schedule,
+  )
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -365,8 +114,29 @@ def _slopes(loss, params, candidates, gamma, probabilities, batches):
   return jax.lax.map(one, probabilities)
 
 
-def search(
-  loss: ModelLoss,
+def begin(
+  loss: Loss,
+  params: Any,
+  candidates: Candidates,
+  problem: Problem,
+  budgets: Sequence[Mapping[str, float]],
+  batches: Any,
+  *,
+  gamma: jax.Array | None = None,
+  steps: int = 40,
+  key: jax.Array | None = None,
+) -> State:
+  """The state from which `front` starts, with the same arguments."""
+  key = jax.random.key(0) if key is None else key
+  if gamma is None:
+    gamma = curvature(loss, params, candidates, batches)
+  one = gradient.begin(problem.allowed, len(problem.quantities), key=key)
+  stacked = jax.tree.map(lambda x: jnp.stack([x] * len(budgets)), one)
+  return State(gamma, stacked, np.zeros((len(budgets), steps), np.float32))
+
+
+def front(
+  loss: Loss,
   params: Any,
   candidates: Candidates,
   problem: Problem,
@@ -378,12 +148,17 @@ def search(
   polish: int = 2,
   key: jax.Array | None = None,
   schedule: gradient.Schedule | None = None,
+  state: State | None = None,
+  save: Callable[[State], None] | None = None,
+  progress: Callable[[int, int], None] | None = None,
 ) -> Found:
   """Plans of least loss for several budgets, by gradient.
 
   Relaxes with the expected loss (see above), rounds by an integer program on
   the loss linearized there, then linearizes again at the whole choice and
-  keeps what lowers the loss on the batches.
+  keeps what lowers the loss on the batches. One program serves all budgets,
+  one after the other: side by side their weights would be copies. Batches
+  whose second axis is sharded over a mesh are computed on where they are.
 
   Args:
     loss: (params, batch) -> mean loss; the same function object again
@@ -399,64 +174,39 @@ def search(
     polish: Rounds of linearizing at the whole choice.
     key: For Gumbel noise.
     schedule: See `gradient.Schedule`.
+    state: Of an interrupted search with the same arguments, to continue.
+    save: Called with the state every few steps.
+    progress: Called with steps done and their number, of all budgets.
 
   Returns:
     The choices, feasible by the problem's exact costs.
 
   Raises:
     InfeasibleError: for a budget that nothing meets, before any work.
-    FloatingPointError: if the loss is not finite.
+    FloatingPointError: if the loss is not finite; the state saved last is
+      still good.
   """
   problems = [problem.with_budget(**budget) for budget in budgets]
-  key = jax.random.key(0) if key is None else key
-  schedule = gradient.Schedule() if schedule is None else schedule
-  if gamma is None:
-    gamma = curvature(loss, params, candidates, batches)
-  count = jax.tree.leaves(batches)[0].shape[0]
-  order = np.arange(steps) % count
-  p, traces = _front(
-    loss,
-    params,
-    candidates,
-    gamma,
-    jnp.asarray(problem.cost, jnp.float32),
-    jnp.asarray(np.stack([q.budget for q in problems]), jnp.float32),
-    jnp.asarray(problem.allowed),
-    jnp.asarray(problem.groups, jnp.int32),
-    jax.tree.map(lambda x: jnp.asarray(x)[order], batches),
-    key,
-    schedule,
-    steps=steps,
+  if state is None:
+    state = begin(
+      loss, params, candidates, problem, budgets, batches,
+      gamma=gamma, steps=steps, key=key,
+    )  # fmt: skip
+  state = _relaxed(
+    loss, params, candidates, problems, batches, state, schedule, save, progress
   )
-  if not np.isfinite(np.asarray(traces.loss)).all():
-    where = np.argwhere(~np.isfinite(np.asarray(traces.loss)))[0]
-    raise FloatingPointError(
-      f'allocation: the loss is not finite at step {where[1]} of budget '
-      f'{dict(budgets[where[0]])}'
-    )
-  slopes = _slopes(loss, params, candidates, gamma, p, batches)
-  choices = np.stack(
-    [
-      gradient.round_to_budget(q, p_, s)
-      for q, p_, s in zip(problems, np.asarray(p), slopes, strict=True)
-    ]
-  )
+  p = state.relaxations.probabilities
+  slopes = _slopes(loss, params, candidates, state.gamma, p, batches)
+  choices = _rounded(problems, p, slopes)
   c = len(candidates.labels)
   losses = lambda x: np.asarray(
     choice_losses(loss, params, candidates, one_hot(x, c), batches), np.float64
   )
   best = losses(choices)
   for _ in range(polish):
-    slopes = np.asarray(
-      _slopes(loss, params, candidates, gamma, one_hot(choices, c), batches)
-    )
-    everywhere = np.ones_like(np.asarray(p[0]))
-    again = np.stack(
-      [
-        gradient.round_to_budget(q, everywhere, s)
-        for q, s in zip(problems, slopes, strict=True)
-      ]
-    )
+    hot = one_hot(choices, c)
+    slopes = _slopes(loss, params, candidates, state.gamma, hot, batches)
+    again = _rounded(problems, np.ones(p.shape), slopes)
     if (again == choices).all():
       break
     found = losses(again)
@@ -465,4 +215,58 @@ def search(
     best = np.where(better, found, best)
     if not better.any():
       break
-  return Found(choices, np.asarray(p), traces, best)
+  return Found(choices, best, state)
+
+
+def _rounded(problems, probabilities, slopes) -> np.ndarray:
+  rows = zip(problems, np.asarray(probabilities), slopes, strict=True)
+  return np.stack([gradient.round_to_budget(*row) for row in rows])
+
+
+def _relaxed(
+  loss, params, candidates, problems, batches, state, schedule, save, progress
+) -> State:
+  """Do the steps that are left, a few at a time."""
+  schedule = gradient.Schedule() if schedule is None else schedule
+  steps = state.losses.shape[1]
+  count = jax.tree.leaves(batches)[0].shape[0]
+  few = max(n for n in range(1, _BETWEEN_SAVES + 1) if steps % n == 0)
+  problem = problems[0]
+  cost = jnp.asarray(problem.cost, jnp.float32)
+  allowed = jnp.asarray(problem.allowed)
+  groups = jnp.asarray(problem.groups, jnp.int32)
+  relaxations, traces = state.relaxations, state.losses.copy()
+  for b, limit in enumerate(p.budget for p in problems):
+    for at in range(int(relaxations.step[b]), steps, few):
+      part = np.arange(at, at + few) % count
+      one, trace = _advance(
+        loss,
+        params,
+        candidates,
+        state.gamma,
+        cost,
+        jnp.asarray(limit, jnp.float32),
+        allowed,
+        groups,
+        jax.tree.map(lambda x, part=part: jnp.asarray(x)[part], batches),
+        jax.tree.map(lambda x, b=b: x[b], relaxations),
+        schedule,
+        steps=steps,
+      )
+      found = np.asarray(trace.loss)
+      if not np.isfinite(found).all():
+        step = at + int(np.argmin(np.isfinite(found)))
+        names = dict(zip(problem.quantities, limit.tolist(), strict=True))
+        raise FloatingPointError(
+          f'allocation: the loss is not finite at step {step} of budget {names}'
+        )
+      traces[b, at : at + few] = found
+      relaxations = jax.tree.map(
+        lambda whole, x, b=b: whole.at[b].set(x), relaxations, one
+      )
+      state = State(state.gamma, relaxations, traces.copy())
+      if save is not None:
+        save(state)
+      if progress is not None:
+        progress(b * steps + at + few, len(problems) * steps)
+  return state

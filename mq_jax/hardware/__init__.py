@@ -29,6 +29,7 @@ from mq_jax.hardware._precision import (
   of_recipe,
   precision,
   stack,
+  weight_bits,
 )
 from mq_jax.hardware.workload import Workload
 
@@ -48,5 +49,6 @@ __all__ = [
   'simulate',
   'stack',
   'technology',
+  'weight_bits',
   'workload',
 ]

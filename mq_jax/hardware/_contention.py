@@ -76,11 +76,10 @@ def tile_cycles(
 
   Source:
     Ours. The digest of MicroScopiQ (arXiv 2411.05282) has max(m - 1 + h rows
-    + k L, q m / U), without the ends of the busy time. Over rows 16 and 64, m
-    1 to 192, U 1 to rows and outlier shares .02 to .9 (h = 2, L = 8; six
-    masks each, 9720 points), against `simulate.pipeline`: mean error 0.8 %,
-    worst 22 % (few outlier rows in an unusual place); two lanes 1.1 and 20 %.
-    The digest's form: 1.6 and 33 %, two lanes 2.2 and 27 %.
+    + k L, q m / U), without the ends of the busy time. Against
+    `simulate.pipeline` the tests hold the mean error below 2 % and the worst
+    below 25 %; experiments/recon_contention.py finds 1.8 and 17 %. Worst are
+    few outlier rows with an unusual place.
 
   Examples:
     >>> import numpy
@@ -134,10 +133,8 @@ def conflict_rate(
     A share in [0, 1].
 
   Source:
-    Ours; a rough form. Over the grid of `tile_cycles`: mean absolute error
-    1.7 points (two lanes 2.6), 9 where there are conflicts at all; near the
-    threshold, or with few outlier rows, it may be 60 points off. For one
-    lane it is 0, as the simulation is, up to m = L + h and for U >= q.
+    Ours; a rough form: 2.4 points off on average in
+    experiments/recon_contention.py, and 60 near the threshold.
   """
   demand, busy, spacing = _load(rows, outlier_rows, requests, units, xp)
   # Rounding must not make the average way shorter than the shortest.

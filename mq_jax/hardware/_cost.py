@@ -192,9 +192,9 @@ def relaxed_cost(
 ) -> Cost:
   """`cost` that can be differentiated in every number of its arguments.
 
-  The last tile counts min(1, filling / tail) and maxima are log-sum-exps, at
-  most `temperature` log(4) above the largest part. With both at zero it is
-  `cost`. Sizes may be fractions.
+  The last tile counts min(1, filling / tail) and maxima are log-sum-exps: of
+  n parts, at most `temperature` log(n) above the largest, relatively. With
+  both at zero it is `cost`. Sizes may be fractions.
 
   Args:
     accelerator: As for `cost`; its numbers are what design searches move.

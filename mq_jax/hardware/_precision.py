@@ -9,7 +9,7 @@ import numpy as np
 
 from mq_jax import layouts
 from mq_jax._pytrees import pytree_dataclass
-from mq_jax.quantize import QuantizedMatrix
+from mq_jax.quantize import QuantizedMatrix, quantize_matrix
 from mq_jax.recipes import Recipe
 
 
@@ -116,6 +116,19 @@ def stack(precisions: Sequence[Precision]) -> Precision:
   return jax.tree.map(lambda *x: np.stack(np.broadcast_arrays(*x)), *precisions)
 
 
+def _inner(layout: layouts.Layout) -> layouts.Layout:
+  while isinstance(layout, layouts.InputScaled):
+    layout = layout.inner
+  return layout
+
+
+def weight_bits(layout: layouts.Layout) -> int:
+  """Width of a weight of a layout in the multiplier."""
+  layout = _inner(layout)
+  # Levels of -3 to 3; what has no width of its own is bfloat16.
+  return 3 if isinstance(layout, layouts.FineQ) else getattr(layout, 'bits', 16)
+
+
 def of_matrix(
   matrix: QuantizedMatrix, activation_bits: int = 8, output_bits: int = 16
 ) -> Precision:
@@ -130,11 +143,8 @@ def of_matrix(
     Scalars: the exact stored bits (`ebw`), share of micro-blocks with
     outliers, and magnitudes of the levels.
   """
-  layout = matrix.layout
-  while isinstance(layout, layouts.InputScaled):
-    layout = layout.inner
+  layout, bits = _inner(matrix.layout), weight_bits(matrix.layout)
   numbers = {}
-  bits = getattr(layout, 'bits', 16)
   codes = matrix.codes
   if isinstance(layout, layouts.MicroScopiQ):
     k, n = matrix.shape[-2:]
@@ -144,7 +154,6 @@ def of_matrix(
     numbers['outlier_blocks'] = float(flags[..., :stored].mean())
   elif isinstance(layout, layouts.FineQ):
     level = np.abs(np.asarray(codes['level']))[..., : matrix.shape[-2], :]
-    bits = 3
     numbers = {
       'two': float((level >= 2).mean()),
       'three': float((level >= 3).mean()),
@@ -167,8 +176,6 @@ def of_recipe(
   For workloads without weights. Real layers have more outliers: use
   `of_matrix` where there are weights, or replace `outlier_blocks` and `ebw`.
   """
-  from mq_jax.quantize import quantize_matrix
-
   weight = jax.random.normal(jax.random.key(0), (512, 512), jnp.float32)
   return of_matrix(
     quantize_matrix(weight, recipe), activation_bits, output_bits

@@ -6,6 +6,8 @@ areas of published accelerators are rarely known: compare designs by ratios.
 
 from typing import NamedTuple
 
+import numpy as np
+
 
 class Constant(NamedTuple):
   """A number of the physical world.
@@ -179,7 +181,7 @@ def leak_pj(weight_bits, activation_bits, node_nm: int = 45):
   return 1e-3 * energy_factor(45, node_nm) * fj
 
 
-def sram_pj_per_bit(size_bytes, node_nm: int = 45, xp=None):
+def sram_pj_per_bit(size_bytes, node_nm: int = 45, xp=np):
   """Energy of reading or writing a bit of a buffer: e0 + e1 sqrt(size).
 
   Through Horowitz' 8 KB and 1 MB at 45 nm. Between 45 and 7 nm small SRAM
@@ -191,9 +193,6 @@ def sram_pj_per_bit(size_bytes, node_nm: int = 45, xp=None):
     node_nm: Node.
     xp: numpy or jax.numpy.
   """
-  import numpy as np
-
-  xp = np if xp is None else xp
   low, high = 8 * 1024, 1024 * 1024
   e_low, e_high = SRAM_8KB_PJ_PER_BIT.value, SRAM_1MB_PJ_PER_BIT.value
   slope = (e_high - e_low) / (high**0.5 - low**0.5)

@@ -328,7 +328,7 @@ def _eval(arguments: argparse.Namespace) -> int:
 
 
 def _cost(arguments: argparse.Namespace) -> int:
-  from mq_jax.lab import costing
+  from mq_jax.lab import config, costing
 
   _positive(arguments, 'batch', 'context', 'activation_bits')
   asked = costing.requests(
@@ -341,7 +341,7 @@ def _cost(arguments: argparse.Namespace) -> int:
   model, results = costing.run(
     asked,
     arguments.model,
-    options=costing.assignments(arguments.set, '--set'),
+    options=config.options(arguments.set),
     plan=None if arguments.plan is None else costing.read_plan(arguments.plan),
     phase=arguments.phase,
     batch=arguments.batch,

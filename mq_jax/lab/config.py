@@ -448,10 +448,15 @@ def load(
   return study, operative
 
 
-def options(assignments: Sequence[str]) -> dict[str, Any]:
-  """Recipe options from `name=value` texts, values as gin would read them.
+def options(assignments: Sequence[str], flag: str = '--set') -> dict[str, Any]:
+  """Options from `name=value` texts, values as gin would read them.
 
-  A bare word is text: `axis=out` and `axis='out'` are the same.
+  A bare word is text: `axis=out` and `axis='out'` are the same. Names may
+  have a dot, as `memory.l2_bytes`.
+
+  Args:
+    assignments: The texts.
+    flag: Of the command line, for messages.
 
   Raises:
     ConfigError: for a text of another form, or a name given twice.
@@ -463,12 +468,18 @@ def options(assignments: Sequence[str]) -> dict[str, Any]:
   found: dict[str, Any] = {}
   for assignment in assignments:
     name, equals, value = (part.strip() for part in assignment.partition('='))
-    if not equals or not name.isidentifier() or not value:
-      raise ConfigError(f'--set {assignment!r}: needs the form option=value')
+    named = all(part.isidentifier() for part in name.split('.'))
+    if not equals or not named or not value:
+      raise ConfigError(f'{flag} {assignment!r}: needs the form option=value')
     if name in found:
-      raise ConfigError(f'--set {assignment!r}: {name} is set twice')
-    try:
-      found[name] = ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-      found[name] = value
+      raise ConfigError(f'{flag} {assignment!r}: {name} is set twice')
+    found[name] = literal(value)
   return found
+
+
+def literal(text: str) -> Any:
+  """A Python value, or the text itself where it is none."""
+  try:
+    return ast.literal_eval(text)
+  except (ValueError, SyntaxError):
+    return text

@@ -3,9 +3,6 @@
 Drawn from records of `lab.costing`: of matmuls, or the totals of entries.
 """
 
-import csv
-import io
-import itertools
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -281,16 +278,6 @@ def sentence(total: Record) -> str:
     f'{_percent(total, "conflict_rate")} %; area '
     f'{digits(1e-6 * total["total_um2"])} mm2 ({area} um2)'
   )
-
-
-def csv_text(records: Sequence[Record]) -> str:
-  """Every field of every record as CSV, numbers in full."""
-  fields = dict.fromkeys(itertools.chain.from_iterable(records))
-  out = io.StringIO()
-  writer = csv.DictWriter(out, list(fields), lineterminator='\n')
-  writer.writeheader()
-  writer.writerows(records)
-  return out.getvalue()
 
 
 def where_it_goes(

@@ -61,10 +61,13 @@ def fields(records: Sequence[Mapping[str, Any]]) -> list[str]:
   return known + list(extra)
 
 
-def csv_text(records: Sequence[Mapping[str, Any]]) -> str:
-  """Every field of every record as CSV, numbers in full."""
+def csv_text(
+  records: Sequence[Mapping[str, Any]], names: Sequence[str] | None = None
+) -> str:
+  """Fields of records as CSV, numbers in full; by default those of `fields`."""
+  names = fields(records) if names is None else names
   out = io.StringIO()
-  writer = csv.DictWriter(out, fields(records), lineterminator='\n')
+  writer = csv.DictWriter(out, names, lineterminator='\n')
   writer.writeheader()
   writer.writerows(records)
   return out.getvalue()

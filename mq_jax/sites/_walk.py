@@ -221,7 +221,10 @@ class _Inline:
     for name in ('jaxpr', 'call_jaxpr', 'fun_jaxpr'):
       if name in eqn.params:
         return eqn.params[name]
-    raise NotImplementedError(f'{eqn.primitive}: no body in {eqn.params}')
+    raise ValueError(
+      f'sites: the body of {eqn.primitive} is not known; its parameters are '
+      f'{sorted(eqn.params)}'
+    )
 
   def flow(self, eqn, flows, analysis, key, trips):
     return analysis.body(self._body(eqn), flows, (*key, 0), trips)

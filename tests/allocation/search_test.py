@@ -9,7 +9,7 @@ import pytest
 
 import mq_jax as mq
 from mq_jax import allocation, plans
-from mq_jax.allocation import search
+from mq_jax.allocation import candidates, measured, search
 
 
 def f(params, x):
@@ -35,9 +35,9 @@ def bed():
   sites = mq.sites.find(f, params, x[0])
   statistics = mq.calibrate(f, params, list(x), sites=sites)
   recipes = [mq.recipes.rtn(bits=b, group=24) for b in (2, 3, 4)]
-  made = search.make_candidates(params, sites, recipes, statistics=statistics)
+  made = candidates.make(params, sites, recipes, statistics=statistics)
   batches = (x, y)
-  table = search.one_site_table(loss, params, made.candidates, batches)
+  table = measured.one_site_table(loss, params, made.candidates, batches)
   problem = allocation.make_problem(
     table,
     {'bits': made.bits},
@@ -89,9 +89,9 @@ def test_one_site_table_is_a_loop(bed):
 def test_mixing_is_exact_at_whole_choices(bed):
   params, made, _, _, _ = bed
   for choice in ((0, 1, 2), (2, 2, 0)):
-    p = search.one_hot(np.array(choice), 3)
-    mixed = search.mixed(params, made.candidates, p)
-    whole = plans.dequantize(search.assemble(made, params, choice))
+    p = measured.one_hot(np.array(choice), 3)
+    mixed = candidates.mixed(params, made.candidates, p)
+    whole = plans.dequantize(candidates.assemble(made, params, choice))
     for name in 'abc':
       np.testing.assert_array_equal(mixed[name], whole[name])
 
@@ -99,14 +99,14 @@ def test_mixing_is_exact_at_whole_choices(bed):
 def test_correction_predicts_the_expected_loss(bed):
   """Of independent choices, enumerated; the mean of weights underrates it."""
   params, made, _, batches, _ = bed
-  gamma = search.curvature(loss, params, made.candidates, batches)
+  gamma = measured.curvature(loss, params, made.candidates, batches)
   expected = search.corrected(loss, params, made.candidates, gamma)
   rng = np.random.default_rng(1)
   p = jnp.asarray(rng.dirichlet(np.ones(3), 3), jnp.float32)
   choices = np.array(list(itertools.product(range(3), repeat=3)))
   losses = np.asarray(
-    search.choice_losses(
-      loss, params, made.candidates, search.one_hot(choices, 3), batches
+    measured.choice_losses(
+      loss, params, made.candidates, measured.one_hot(choices, 3), batches
     )
   )
   weights = np.prod(np.asarray(p)[np.arange(3), choices], axis=1)
@@ -115,17 +115,17 @@ def test_correction_predicts_the_expected_loss(bed):
     [float(g(p, (), b)) for b in zip(*batches, strict=True)]
   )
   plain = mean(
-    lambda p, _, b: loss(search.mixed(params, made.candidates, p), b)
+    lambda p, _, b: loss(candidates.mixed(params, made.candidates, p), b)
   )
   corrected = mean(expected)
   assert plain < truth
   assert abs(corrected - truth) < 0.35 * abs(plain - truth)
   # At whole choices there is nothing to correct.
-  hot = search.one_hot(np.array([0, 2, 1]), 3)
+  hot = measured.one_hot(np.array([0, 2, 1]), 3)
   batch = jax.tree.map(lambda x: x[0], batches)
   np.testing.assert_allclose(
     expected(hot, (), batch),
-    loss(search.mixed(params, made.candidates, hot), batch),
+    loss(candidates.mixed(params, made.candidates, hot), batch),
     rtol=1e-5,
   )
 
@@ -134,13 +134,13 @@ def test_search_is_near_the_best_of_all_choices(bed):
   params, made, recipes, batches, problem = bed
   total = made.bits.max(1).sum()
   budgets = [{'bits': share * total} for share in (0.65, 0.75, 0.9)]
-  found = search.search(
+  found = search.front(
     loss, params, made.candidates, problem, budgets, batches, steps=30
   )
   choices = np.array(list(itertools.product(range(3), repeat=3)))
   losses = np.asarray(
-    search.choice_losses(
-      loss, params, made.candidates, search.one_hot(choices, 3), batches
+    measured.choice_losses(
+      loss, params, made.candidates, measured.one_hot(choices, 3), batches
     )
   )
   for budget, choice, value in zip(
@@ -150,26 +150,26 @@ def test_search_is_near_the_best_of_all_choices(bed):
     assert allocation.feasible(under, choice)
     allowed = [allocation.feasible(under, c) for c in choices]
     assert value <= 1.1 * losses[allowed].min()
-    packed = search.assemble(made, params, choice)
+    packed = candidates.assemble(made, params, choice)
     assert plans.size(packed).bits <= budget['bits']
-    plan = search.plan_of(made, recipes, choice)
+    plan = candidates.plan_of(made, recipes, choice)
     assert plans.from_json(plan.to_json(), made.candidates.sites) == plan
 
 
 def test_bad_input(bed):
   params, made, recipes, batches, problem = bed
   with pytest.raises(allocation.InfeasibleError, match='smallest feasible'):
-    search.search(
+    search.front(
       loss, params, made.candidates, problem, [{'bits': 1.0}], batches
     )
   with pytest.raises(ValueError, match='no label twice'):
-    search.make_candidates(params, made.candidates.sites, [recipes[0]] * 2)
+    candidates.make(params, made.candidates.sites, [recipes[0]] * 2)
   broken = jax.tree.map(lambda x: x * jnp.nan, batches)
   with pytest.raises(ValueError, match='not finite'):
-    search.one_site_table(loss, params, made.candidates, broken)
+    measured.one_site_table(loss, params, made.candidates, broken)
   gamma = jnp.ones(3)
   with pytest.raises(FloatingPointError, match='step 0'):
-    search.search(
+    search.front(
       loss,
       params,
       made.candidates,

@@ -323,7 +323,7 @@ def test_help_says_the_grammar(capsys):
     (['--accelerator', 'olive:rows=8,rows=9'], 'set twice'),
     (['--accelerator', 'olive:row=8'], "'rows'"),
     (['--accelerator', 'olive', '--set', 'recon_units=2'], 'recon_units'),
-    (['--accelerator', 'olive', '--set', 'rows'], 'NAME=VALUE'),
+    (['--accelerator', 'olive', '--set', 'rows'], 'option=value'),
     (['--accelerator', 'olive', '--set', 'rows=0'], 'rows = 0'),
     (['--accelerator', 'olive', '--set', 'rows=2.5'], 'rows = 2.5'),
     (['--accelerator', 'olive', '--set', 'rows=x'], "rows = 'x'"),

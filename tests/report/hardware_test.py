@@ -115,8 +115,3 @@ def test_neighbours_differ_in_grey():
 def test_no_records_no_figure():
   with pytest.raises(ValueError, match='no records'):
     hardware.where_it_goes([])
-
-
-def test_csv_has_every_field():
-  text = hardware.csv_text([{'a': 1}, {'a': 2, 'b': 0.1}])
-  assert text == 'a,b\n1,\n2,0.1\n'

@@ -54,3 +54,8 @@ def test_pareto_keeps_what_nothing_beats():
   points = [(4, 1.0), (3, 2.0), (3.5, 2.5), (4.5, 1.0), (2, 9.0), (2, 8.0)]
   assert tables.pareto(points) == [(2, 8.0), (3, 2.0), (4, 1.0)]
   assert tables.pareto([]) == []
+
+
+def test_csv_of_named_fields():
+  text = tables.csv_text([{'a': 1}, {'a': 2, 'b': 0.1}], ['a', 'b'])
+  assert text == 'a,b\n1,\n2,0.1\n'

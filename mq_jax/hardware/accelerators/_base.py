@@ -33,17 +33,17 @@ class ArrayCost(NamedTuple):
   """
 
   compute_cycles: Array
-  fill_cycles: Array
-  noc_cycles: Array
-  conflict_rate: Array
   row_tiles: Array
   column_tiles: Array
   rows: Array
   columns: Array
   macs_per_cycle: Array
-  array_pj: Array
-  noc_pj: Array
-  leakage_pj_per_cycle: Array
+  fill_cycles: Array = 0.0
+  noc_cycles: Array = 0.0
+  conflict_rate: Array = 0.0
+  array_pj: Array = 0.0
+  noc_pj: Array = 0.0
+  leakage_pj_per_cycle: Array = 0.0
 
 
 class Area(NamedTuple):

@@ -18,19 +18,15 @@ def _array(accelerator, work, rules, side, mac_pj, leak_pj):
   column_tiles = rules.tiles(work.n, columns)
   m = work.m
   compute = row_tiles * column_tiles * rules.longest(m, rows)
-  zero = 0.0 * compute
   return _base.ArrayCost(
     compute_cycles=compute,
-    fill_cycles=2 * rows + columns + zero,
-    noc_cycles=zero,
-    conflict_rate=zero,
+    fill_cycles=2 * rows + columns,
     row_tiles=row_tiles,
     column_tiles=column_tiles,
     rows=rows,
     columns=columns,
     macs_per_cycle=rows * columns,
     array_pj=m * work.k * work.n * mac_pj,
-    noc_pj=zero,
     leakage_pj_per_cycle=accelerator.rows * accelerator.columns * leak_pj,
   )
 

@@ -3,10 +3,8 @@
 import jax
 
 from mq_jax._pytrees import pytree_dataclass, static
-from mq_jax.hardware import technology
+from mq_jax.hardware import _temporal, technology
 from mq_jax.hardware.accelerators import _base
-
-PULSES = ('unary', 'weighted')
 
 # Counter and gate of a PE in one cycle: so that the array of 64 x 64 spends
 # 1 / 1.79 of the energy of multipliers of 3 x 8 bits, leakage included, at a
@@ -32,10 +30,10 @@ class FineQ:
 
   def frame(self, precision, rules):
     """Mean cycles of a step: the longest pulse train of a lock-step group."""
-    any_of = lambda share: 1.0 - (1.0 - share) ** self.group
-    if self.pulse == 'unary':
-      return 1.0 + any_of(precision.two) + any_of(precision.three)
-    return 1.0 + any_of(precision.three)
+    del rules
+    return _temporal.expected_step_cycles(
+      precision.two, precision.three, self.group, self.pulse
+    )
 
   def array(self, work, precision, rules):
     rows, columns = self.rows, self.columns
@@ -46,19 +44,15 @@ class FineQ:
     macs = work.m * work.k * work.n
     scale = 1e-3 * technology.energy_factor(45, self.node_nm)
     add = 1e3 * technology.ADD_32_PJ.value * precision.mean_magnitude
-    zero = 0.0 * compute
     return _base.ArrayCost(
       compute_cycles=compute,
       fill_cycles=(rows + columns) * frame,
-      noc_cycles=zero,
-      conflict_rate=zero,
       row_tiles=row_tiles,
       column_tiles=column_tiles,
       rows=rows,
       columns=columns,
       macs_per_cycle=rows * columns,
       array_pj=macs * scale * (add + CONTROL_FJ.value * frame),
-      noc_pj=zero,
       # Leakage goes with area.
       leakage_pj_per_cycle=rows
       * columns
@@ -108,8 +102,7 @@ def fineq(
     FineQ, arXiv 2504.19746: temporal coding, the ratios of area and energy.
     Array size, dataflow and lock-step are our choice.
   """
-  if pulse not in PULSES:
-    raise ValueError(f'fineq: pulse {pulse!r} is not one of {PULSES}')
+  _temporal.check_pulses('fineq', pulse)
   made = FineQ(
     rows,
     cols,

@@ -52,20 +52,14 @@ class Fused:
       compute = rules.tiles(m, rows * down) * over_n * k
     else:
       compute = m * over_n * rules.tiles(k, rows * down)
-    zero = 0.0 * compute
     return _base.ArrayCost(
       compute_cycles=compute,
-      fill_cycles=zero,
-      noc_cycles=zero,
-      conflict_rate=zero,
       row_tiles=rules.tiles(k, rows * down),
       column_tiles=over_n,
       rows=rows * down,
       columns=columns * across,
       macs_per_cycle=rows * columns * down * across,
       array_pj=compute * rows * columns * self.pe_pj_per_cycle,
-      noc_pj=zero,
-      leakage_pj_per_cycle=zero,
     )
 
   def area(self, rules):

@@ -63,22 +63,16 @@ class Roofline:
     passes = rules.tiles(m, self.decode_rows)
     decode = widened * passes * k * n / self.decode_weights_per_cycle
     compute = macs / rate
-    zero = 0.0 * compute
-    one = zero + 1.0
     return _base.ArrayCost(
       compute_cycles=rules.longest(compute, decode),
-      fill_cycles=zero + self.launch_cycles,
-      noc_cycles=zero,
-      conflict_rate=zero,
-      row_tiles=one,
-      column_tiles=one,
+      fill_cycles=self.launch_cycles,
+      row_tiles=1.0,
+      column_tiles=1.0,
       rows=k,
       columns=n,
-      macs_per_cycle=peak + zero,
-      array_pj=zero,
-      noc_pj=zero,
+      macs_per_cycle=peak,
       # W / GHz = nJ a cycle.
-      leakage_pj_per_cycle=1e3 * self.power_w / self.clock_ghz + zero,
+      leakage_pj_per_cycle=1e3 * self.power_w / self.clock_ghz,
     )
 
   def area(self, rules):

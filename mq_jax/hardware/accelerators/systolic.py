@@ -56,20 +56,15 @@ class Systolic:
       precision.weight_bits,
       precision.activation_bits,
     )
-    zero = 0.0 * cycles
     # Buffers see tiles of weights whatever stays in the array.
     return _base.ArrayCost(
       compute_cycles=cycles,
-      fill_cycles=zero,
-      noc_cycles=zero,
-      conflict_rate=zero,
       row_tiles=rules.tiles(work.k, self.rows),
       column_tiles=rules.tiles(work.n, self.columns),
       rows=rows,
       columns=columns,
       macs_per_cycle=rows * columns,
       array_pj=macs * technology.mac_pj(*bits, self.node_nm),
-      noc_pj=zero,
       leakage_pj_per_cycle=rows
       * columns
       * technology.leak_pj(*bits, self.node_nm),

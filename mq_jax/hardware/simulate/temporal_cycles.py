@@ -6,19 +6,11 @@ train is as long as v is large, and PEs in lock-step wait for the longest.
 """
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-PULSES = ('unary', 'two_weighted')
-
-
-def _check_pulses(where: str, pulses: str) -> None:
-  if pulses not in PULSES:
-    raise ValueError(
-      f'{where}: pulses={pulses!r} is none of {", ".join(PULSES)}'
-    )
+from mq_jax.hardware._temporal import check_pulses
 
 
 def train_cycles(levels: jax.Array, pulses: str = 'unary') -> jax.Array:
@@ -26,7 +18,7 @@ def train_cycles(levels: jax.Array, pulses: str = 'unary') -> jax.Array:
 
   Args:
     levels: Signed levels, any integer dtype and shape.
-    pulses: 'unary': as many pulses as the magnitude. 'two_weighted': pulses
+    pulses: 'unary': as many pulses as the magnitude. 'weighted': pulses
       of weight 2 and a last one of weight 1 where the magnitude is odd, as
       in tubGEMM; 1 for 0, 1 and 2, and 2 for 3.
 
@@ -37,12 +29,12 @@ def train_cycles(levels: jax.Array, pulses: str = 'unary') -> jax.Array:
     ValueError: for other pulses.
 
   Examples:
-    >>> train_cycles(jnp.array([0, -1, 2, -3]), 'two_weighted')
+    >>> train_cycles(jnp.array([0, -1, 2, -3]), 'weighted')
     Array([1, 1, 1, 2], dtype=int32)
   """
-  _check_pulses('train_cycles', pulses)
+  check_pulses('train_cycles', pulses)
   magnitude = jnp.abs(levels.astype(jnp.int32))
-  if pulses == 'two_weighted':
+  if pulses == 'weighted':
     magnitude = (magnitude + 1) // 2
   return jnp.maximum(magnitude, 1)
 
@@ -98,7 +90,7 @@ def step_cycles(
     >>> step_cycles(levels, 2, 2, group=2)[0, 1]
     Array([2, 3], dtype=int32)
   """
-  _check_pulses('step_cycles', pulses)
+  check_pulses('step_cycles', pulses)
   if levels.ndim != 2 or not jnp.issubdtype(levels.dtype, jnp.integer):
     raise ValueError(
       'step_cycles: levels must be an integer matrix [k, n], got '
@@ -158,45 +150,3 @@ def magnitude_fractions(levels: jax.Array) -> tuple[jax.Array, jax.Array]:
   magnitude = jnp.abs(levels.astype(jnp.int32))
   share = lambda least: jnp.mean((magnitude >= least).astype(jnp.float32))
   return share(2), share(3)
-
-
-def expected_step_cycles(
-  f2: Any, f3: Any, group: Any, pulses: str = 'unary'
-) -> Any:
-  """Cycles of a step expected for independent weights of magnitude up to 3.
-
-  The longest train is the number of lengths that some PE reaches, so its
-  expectation is a sum of chances:
-
-    unary:        1 + (1 - (1 - f2)^G) + (1 - (1 - f3)^G)
-    two-weighted: 1 + (1 - (1 - f3)^G)
-
-  With pulses of weight 2 a magnitude of 2 is as short as one of 1: f2 does
-  not matter. Plain operators: numpy or JAX, broadcasting, differentiable;
-  for G = 1 it is exact for any weights, and linear.
-
-  Args:
-    f2: Share of weights with a magnitude of at least 2.
-    f3: Share of weights with a magnitude of at least 3.
-    group: G, PEs in lock-step; of a ragged tile, those in use.
-    pulses: See `train_cycles`.
-
-  Returns:
-    Expected cycles, between 1 and 3 (or 2).
-
-  Raises:
-    ValueError: for other pulses.
-
-  Source:
-    FineQ, arXiv 2504.19746, says that PEs process by temporal coding; the
-    lock-step and this form are ours.
-
-  Examples:
-    >>> round(expected_step_cycles(0.11, 0.03, 8), 2)
-    1.82
-  """
-  _check_pulses('expected_step_cycles', pulses)
-  cycles = 1 + (1 - (1 - f3) ** group)
-  if pulses == 'unary':
-    cycles = cycles + (1 - (1 - f2) ** group)
-  return cycles

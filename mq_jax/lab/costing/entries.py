@@ -12,7 +12,6 @@ An entry says which accelerator, and optionally which recipe:
 Everything that can be refused is refused before weights are quantized.
 """
 
-import ast
 import dataclasses
 import inspect
 import math
@@ -22,7 +21,6 @@ from typing import Any, NamedTuple
 
 from mq_jax import hardware, quantize, recipes
 from mq_jax.lab import config
-from mq_jax.layouts import FineQ, InputScaled
 from mq_jax.recipes import Recipe
 
 
@@ -122,30 +120,6 @@ def _split(text: str) -> list[str]:
   return [part.strip() for part in re.split(r',(?![^(\[]*[)\]])', text)]
 
 
-def _value(text: str) -> Any:
-  try:
-    return ast.literal_eval(text)
-  except (ValueError, SyntaxError):
-    return text
-
-
-def assignments(texts: Sequence[str], option: str) -> dict[str, Any]:
-  """Options from `name=value` texts; names may have a dot, as `memory.FIELD`.
-
-  Raises:
-    ValueError: for a text of another form, or a name given twice.
-  """
-  found: dict[str, Any] = {}
-  for text in texts:
-    name, equals, value = (part.strip() for part in text.partition('='))
-    if not (equals and name and value):
-      raise ValueError(f'{option} {text!r}: needs the form NAME=VALUE')
-    if name in found:
-      raise ValueError(f'{option} {text!r}: {name} is set twice')
-    found[name] = _value(value)
-  return found
-
-
 def recipe_of(
   name: str | None, bits: int | None, options: Sequence[str]
 ) -> Named | None:
@@ -155,7 +129,7 @@ def recipe_of(
     ValueError: for options without a recipe.
   """
   given = {} if bits is None else {'bits': bits}
-  for option, value in assignments(options, '--option').items():
+  for option, value in config.options(options, '--option').items():
     if option in given:
       raise ValueError(f'--option {option}={value}: {option} is set twice')
     given[option] = value
@@ -228,7 +202,7 @@ def _named(text: str, where: str) -> Named:
       raise ValueError(f'{where}: option {part!r} needs the form OPTION=VALUE')
     if option in options:
       raise ValueError(f'{where}: {option or part!r} is set twice')
-    options[option] = _value(value)
+    options[option] = config.literal(value)
   return Named(name, tuple(options.items()))
 
 
@@ -364,8 +338,5 @@ def make_recipe(given: Named) -> Recipe:
 
 
 def width_of(recipe: Recipe) -> int:
-  """Bits of a weight in the multiplier, as `hardware.of_matrix` has them."""
-  layout = quantize.layout_of(recipe)
-  while isinstance(layout, InputScaled):
-    layout = layout.inner
-  return 3 if isinstance(layout, FineQ) else getattr(layout, 'bits', 16)
+  """Bits of a weight in the multiplier."""
+  return hardware.weight_bits(quantize.layout_of(recipe))

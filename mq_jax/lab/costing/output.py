@@ -1,5 +1,6 @@
 """Reports of prices: JSON, tables, figure."""
 
+import itertools
 import json
 import os
 import pathlib
@@ -9,6 +10,7 @@ from typing import Any
 from mq_jax.lab.costing.models import Model
 from mq_jax.lab.costing.pricing import Priced, grouped, notes
 from mq_jax.report import hardware as hardware_report
+from mq_jax.report import tables
 
 
 def as_json(
@@ -101,7 +103,8 @@ def write(folder: str | os.PathLike, report: Mapping[str, Any]) -> None:
   rows = []
   for entry in report['entries']:
     rows += [*entry['sites'], {**entry['total'], 'site': 'total'}]
-  (path / 'cost.csv').write_text(hardware_report.csv_text(rows))
+  names = list(dict.fromkeys(itertools.chain.from_iterable(rows)))
+  (path / 'cost.csv').write_text(tables.csv_text(rows, names))
   figure(report).savefig(path / 'cost.png')
 
 
