@@ -495,6 +495,8 @@ def _read_matrix(
       )
   except (KeyError, TypeError, ValueError, AttributeError) as error:
     raise ValueError(f'{where}: {error}') from error
+  except RecursionError:  # layouts of layouts of layouts...
+    raise ValueError(f'{where}: its layout is nested too deeply') from None
   return matrix, offset
 
 

@@ -29,10 +29,7 @@ class Plan(NamedTuple):
 
   def to_json(self) -> dict[str, Any]:
     """Plain data: site name to recipe name and options."""
-    return {
-      site.name: {'recipe': recipe.name, **dict(recipe.options)}
-      for site, recipe in self.entries
-    }
+    return {site.name: recipe.to_json() for site, recipe in self.entries}
 
 
 def from_json(data: Mapping[str, Any], sites: Sequence[Site]) -> Plan:
@@ -47,8 +44,10 @@ def from_json(data: Mapping[str, Any], sites: Sequence[Site]) -> Plan:
     if name not in by_name:
       near = difflib.get_close_matches(name, by_name, n=3)
       raise ValueError(f'plan: no site {name!r}; nearest are {near}')
-    options = dict(given)
-    recipe = recipes.make(options.pop('recipe'), **options)
+    try:
+      recipe = recipes.from_json(given)
+    except ValueError as error:
+      raise ValueError(f'plan: {name}: {error}') from error
     entries.append((by_name[name], recipe))
   return Plan(tuple(entries))
 
@@ -122,9 +121,8 @@ def _is_matrix(leaf: Any) -> bool:
 
 def _hessian(site: Site, statistics, recipe: Recipe) -> jax.Array | None:
   found = None if statistics is None else statistics.get(site.name)
-  needs = recipe.compensation is not None or recipe.input_scales is not None
   if found is None:
-    if statistics is not None and needs:
+    if statistics is not None and recipe.calibrated:
       raise ValueError(
         f'{site.name}: {recipe.label} compensates errors, but calibration has '
         'no statistics of this site; calibrate with it'
@@ -208,7 +206,7 @@ def compress(
     leaf = jnp.asarray(leaf)
     hessian = _hessian(site, statistics, recipe)
     matrix = site.matrix(leaf)
-    quantize.check_matrix(site.name, matrix, hessian)
+    quantize.check_matrix(site.name, matrix, hessian, recipe)
     key = (matrix.shape[-2:], hessian is None, recipe)
     jobs.setdefault(key, []).append((site, leaf, hessian))
     total += _count(matrix.shape[:-2])
@@ -216,6 +214,10 @@ def compress(
   chunks = []
   for ((k, n), _, recipe), members in jobs.items():
     room = max(1, _BATCH_ELEMENTS // (k * (n + k)))
+    if isinstance(recipe.rows, recipes.BlockParts):
+      # Programs of another batch size may sum in another order. One site at
+      # a time, a block comes out the same bits whatever the rest of the plan.
+      room = 1
     for start in range(0, len(members), room):
       chunks.append((recipe, members[start : start + room]))
   new, done = {}, 0

@@ -1,16 +1,18 @@
 """One matrix: quantized, measured, packed."""
 
-from typing import Any
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mq_jax import clusters, compensation
+from mq_jax import clusters, compensation, layouts
 from mq_jax._pytrees import pytree_dataclass, static
 from mq_jax.compensation import Status
-from mq_jax.layouts import InputScaled, Layout, Packed
-from mq_jax.recipes import Recipe
+from mq_jax.layouts import Layout, Packed
+from mq_jax.recipes import BlockParts, Recipe
 
 _SIDE_BY_SIDE = 1 << 20  # weights quantized at a time on a CPU
 
@@ -124,6 +126,52 @@ def from_packed(packed: Packed) -> QuantizedMatrix:
   )
 
 
+def split(matrix: QuantizedMatrix) -> tuple[QuantizedMatrix, ...]:
+  """The blocks of a matrix, as matrices that share its codes.
+
+  Their records are empty. A matrix not stored in blocks is its only block.
+  """
+  layout = matrix.layout
+  if not isinstance(layout, layouts.Blocks):
+    return (matrix,)
+  *batch, k, n = matrix.shape
+  return tuple(
+    QuantizedMatrix(codes, {}, part, (*batch, *shape), matrix.dtype)
+    for part, codes, *shape in layout.split(matrix.codes, k, n)
+  )
+
+
+def join(blocks: Sequence[QuantizedMatrix], axis: str) -> QuantizedMatrix:
+  """Undo `split`: blocks of rows or columns as one matrix, without a record.
+
+  Raises:
+    ValueError: for no blocks, an unknown axis, or shapes that don't fit.
+  """
+  if not blocks or axis not in layouts.blocks.AXES:
+    raise ValueError(
+      f'join: {len(blocks)} blocks along axis={axis!r}; at least one, along '
+      f'one of {layouts.blocks.AXES}, is needed'
+    )
+  along = layouts.blocks.AXES.index(axis) - 2
+  sizes = tuple(block.shape[along] for block in blocks)
+  shape = list(blocks[0].shape)
+  shape[along] = sum(sizes)
+  for block in blocks:
+    other = list(block.shape)
+    other[along] = shape[along]
+    if other != shape or block.dtype != blocks[0].dtype:
+      raise ValueError(
+        f'join: a block of {block.dtype}{list(block.shape)} does not fit '
+        f'{blocks[0].dtype}{list(blocks[0].shape)} along {axis}'
+      )
+  even = layouts.blocks.spans(shape[along], len(sizes))
+  if sizes == tuple(span.stop - span.start for span in even):
+    sizes = ()  # as a recipe without sizes has it
+  layout = layouts.Blocks(tuple(b.layout for b in blocks), axis, sizes)
+  codes = layouts.blocks.join([block.codes for block in blocks])
+  return QuantizedMatrix(codes, {}, layout, tuple(shape), blocks[0].dtype)
+
+
 def _codes(weight, hessian, rows, options, input_scales):
   """Codes and status of one matrix; pure, mapped and compiled by callers."""
   weight = weight.astype(jnp.float32)
@@ -143,8 +191,8 @@ def _codes(weight, hessian, rows, options, input_scales):
   return codes, status
 
 
-def _record(weight, hessian, rows, codes):
-  """Errors and counts of one matrix."""
+def _error(weight, rows, codes):
+  """Error f32[k, n] and counts of one matrix."""
   weight = weight.astype(jnp.float32)
   codes = dict(codes)
   target, scale = weight, codes.pop('input_scale', None)
@@ -153,15 +201,24 @@ def _record(weight, hessian, rows, codes):
     target = weight * scale
   value = rows.layout().decode(codes, *weight.shape)
   error = weight - (value if scale is None else value / scale)
+  return error, rows.counts(target, codes)
+
+
+def _sizes(weight, hessian, error):
+  """Relative sizes of the error of one matrix."""
+  weight = weight.astype(jnp.float32)
   share = lambda a, b: a / jnp.where(b > 0, b, 1.0)
-  record = {
-    'weight_mse': share(jnp.sum(error**2), jnp.sum(weight**2)),
-    **rows.counts(target, codes),
-  }
+  sizes = {'weight_mse': share(jnp.sum(error**2), jnp.sum(weight**2))}
   if hessian is not None:
     energy = lambda x: jnp.sum(x * (hessian @ x))
-    record['output_error'] = share(energy(error), energy(weight))
-  return record
+    sizes['output_error'] = share(energy(error), energy(weight))
+  return sizes
+
+
+def _record(weight, hessian, rows, codes):
+  """Errors and counts of one matrix."""
+  error, counts = _error(weight, rows, codes)
+  return {**_sizes(weight, hessian, error), **counts}
 
 
 def _each(f, *arrays):
@@ -193,14 +250,29 @@ def _record_batch(weights, hessians, rows, codes):
   return _each(f, weights, hessians, codes)
 
 
+# The same in two halves, between which the errors of blocks are joined.
+@jax.jit
+def _error_batch(weights, rows, codes):
+  return _each(lambda w, c: _error(w, rows, c), weights, codes)
+
+
+@jax.jit
+def _sizes_batch(weights, hessians, errors):
+  return _each(_sizes, weights, hessians, errors)
+
+
 def check_matrix(
-  name: str, weight: jax.Array, hessian: jax.Array | None
+  name: str,
+  weight: jax.Array,
+  hessian: jax.Array | None,
+  recipe: Recipe | None = None,
 ) -> None:
   """Refuse what can't be quantized, by name.
 
   Raises:
     TypeError: for weights or Hessians that are not real floats.
-    ValueError: for wrong shapes, or values that are not finite.
+    ValueError: for wrong shapes, values that are not finite, or blocks of
+      the recipe that the matrix can't be cut into.
   """
   if weight.ndim < 2:
     raise ValueError(
@@ -232,6 +304,44 @@ def check_matrix(
         f'{name}: hessian has shape {hessian.shape}; weight of shape '
         f'{weight.shape} needs {need}'
       )
+  if recipe is not None and isinstance(recipe.rows, BlockParts):
+    try:
+      recipe.rows.check(*weight.shape[-2:])
+    except ValueError as error:
+      raise ValueError(f'{name}: {recipe.label}: {error}') from error
+
+
+class _Done(NamedTuple):
+  """What became of matrices [b, k, n] (or one, without the axis)."""
+
+  codes: dict
+  status: jax.Array
+  errors: jax.Array
+  counts: dict
+
+
+def _by_block(weights, recipe: Recipe, hessians) -> _Done:
+  """Matrices cut into blocks, the blocks of blocks too."""
+  if not isinstance(recipe.rows, BlockParts):
+    codes, status = _quantize_batch(
+      weights, hessians, recipe.rows, recipe.compensation, recipe.input_scales
+    )
+    return _Done(codes, status, *_error_batch(weights, recipe.rows, codes))
+  found = [
+    _by_block(block, part, hessian)
+    for part, block, hessian in recipe.rows.cut(weights, hessians)
+  ]
+  counts = {}
+  for block in found:
+    for name, count in block.counts.items():
+      counts[name] = counts[name] + count if name in counts else count
+  axis = layouts.blocks.AXES.index(recipe.rows.axis) - 2
+  return _Done(
+    layouts.blocks.join([block.codes for block in found]),
+    functools.reduce(jnp.maximum, [block.status for block in found]),
+    jnp.concatenate([block.errors for block in found], axis),
+    counts,
+  )
 
 
 def quantize_batch(
@@ -243,7 +353,13 @@ def quantize_batch(
     weights: f32[b, k, n], or f32[k, n] of one; checked by the caller.
     recipe: The recipe; numbers in it don't recompile.
     hessians: f32[b, k, k] (or f32[k, k]), or None.
+
+  A recipe of blocks takes a program for each shape and kind of its parts.
   """
+  if isinstance(recipe.rows, BlockParts):
+    done = _by_block(weights, recipe, hessians)
+    sizes = _sizes_batch(weights, hessians, done.errors)
+    return done.codes, {'status': done.status, **sizes, **done.counts}
   codes, status = _quantize_batch(
     weights, hessians, recipe.rows, recipe.compensation, recipe.input_scales
   )
@@ -253,8 +369,11 @@ def quantize_batch(
 
 def layout_of(recipe: Recipe) -> Layout:
   """The layout in which a recipe's result is stored."""
+  if isinstance(recipe.rows, BlockParts):
+    parts = tuple(map(layout_of, recipe.rows.parts))
+    return layouts.Blocks(parts, recipe.rows.axis, recipe.rows.sizes)
   layout = recipe.rows.layout()
-  return layout if recipe.input_scales is None else InputScaled(layout)
+  return layout if recipe.input_scales is None else layouts.InputScaled(layout)
 
 
 def quantize_matrix(
@@ -294,7 +413,7 @@ def quantize_matrix(
       f'quantize_matrix: weight has shape {weight.shape}; give one matrix '
       '[k, n] at a time, or use mq_jax.compress'
     )
-  check_matrix('quantize_matrix', weight, hessian)
+  check_matrix('quantize_matrix', weight, hessian, recipe)
   if hessian is not None:
     hessian = hessian.astype(jnp.float32)
   # No batch axis: adding one would copy both.

@@ -31,6 +31,7 @@ Costs = Callable[[jax.Array, Any], jax.Array]
 
 _BISECTIONS = 40
 _ROUNDS = 4  # over the budgets, where there are several
+_SECONDS = 10.0
 
 
 @pytree_dataclass
@@ -43,7 +44,7 @@ class Schedule:
     cold: At the end; in between it falls geometrically.
     memory: Share of the averaged gradient that a step keeps.
     stride: Share of the way to the new probabilities that a step goes.
-    learning_rate: Of Adam on `extra`, the other learned numbers.
+    learning_rate: Of the directions of `extra`, the other learned numbers.
     gumbel: Add Gumbel noise to the scores, scaled by the temperature (static).
   """
 
@@ -105,6 +106,7 @@ def begin(
   *,
   key: jax.Array,
   extra: Any = (),
+  optimizer: optax.GradientTransformation | None = None,
 ) -> State:
   """The state from which a relaxation starts: all candidates alike.
 
@@ -113,7 +115,9 @@ def begin(
     quantities: Number of budgets.
     key: Randomness of the run.
     extra: Start of the other learned numbers.
+    optimizer: As of `relax`.
   """
+  optimizer = optax.scale_by_adam() if optimizer is None else optimizer
   weights = jnp.where(jnp.asarray(allowed), 1.0, 0.0)
   uniform = weights / jnp.sum(weights, axis=-1, keepdims=True)
   return State(
@@ -121,7 +125,7 @@ def begin(
     jnp.zeros_like(uniform),
     extra,
     jnp.zeros(quantities, jnp.float32),
-    optax.scale_by_adam().init(extra),
+    optimizer.init(extra),
     jnp.zeros((), jnp.int32),
     key,
   )
@@ -202,6 +206,7 @@ def relax(
   *,
   steps: int,
   schedule: Schedule | None = None,
+  optimizer: optax.GradientTransformation | None = None,
 ) -> tuple[State, Trace]:
   """Minimize a loss over probabilities, within budgets of expected costs.
 
@@ -221,6 +226,7 @@ def relax(
       from a state that has done none.
     steps: Steps of the whole run; they decide the temperatures.
     schedule: Temperatures, memory and stride.
+    optimizer: Makes directions of the gradients of `extra`; Adam by default.
 
   Returns:
     The state after the last step, and the trace.
@@ -231,6 +237,7 @@ def relax(
     combination is ours.
   """
   schedule = Schedule() if schedule is None else schedule
+  optimizer = optax.scale_by_adam() if optimizer is None else optimizer
   matters = jnp.isfinite(budget)
   limit = jnp.where(matters, budget, 1.0)
 
@@ -271,7 +278,7 @@ def relax(
       total = jax.tree.map(jnp.add, slope_extra, drag)
       # Optax mixes dtypes, which users may have forbidden.
       with jax.numpy_dtype_promotion('standard'):
-        direction, memory = optax.scale_by_adam().update(total, memory)
+        direction, memory = optimizer.update(total, memory)
       extra = jax.tree.map(
         lambda x, d: x - schedule.learning_rate * d, extra, direction
       )
@@ -314,10 +321,17 @@ def round_to_budget(
     problem, sensitivity=np.where(near, slope, np.inf)
   )
   try:
-    return exact.integer_program(check(narrow))
+    return _best(check(narrow))
   except InfeasibleError:
-    wide = dataclasses.replace(problem, sensitivity=slope)
-    return exact.integer_program(wide)
+    return _best(dataclasses.replace(problem, sensitivity=slope))
+
+
+def _best(problem: Problem) -> np.ndarray:
+  # Where loss is nearly proportional to cost the proof may take for ever.
+  try:
+    return exact.integer_program(problem, time_limit=_SECONDS)
+  except TimeoutError:
+    return exact.lagrangian(problem)
 
 
 def gradient(

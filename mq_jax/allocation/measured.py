@@ -75,7 +75,7 @@ def one_site_table(
   Source:
     The exact form of ZeroQ's and OHQ's sensitivities.
   """
-  l, c = len(candidates.sites), len(candidates.labels)
+  l, c = len(candidates.names), len(candidates.labels)
   only = list(range(c)) if only is None else list(only)
   # No candidate, -1, is one-hot nowhere: the original parameter.
   base = np.full(l, -1) if base is None else np.asarray(base)
@@ -90,7 +90,7 @@ def one_site_table(
     i, j = np.argwhere(~np.isfinite(table))[0]
     raise ValueError(
       f'allocation: loss with {candidates.labels[only[j]]} at '
-      f'{candidates.sites[i].name} is not finite'
+      f'{candidates.names[i]} is not finite'
     )
   return table
 

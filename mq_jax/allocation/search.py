@@ -15,6 +15,7 @@ number that a single measured loss gives, it costs nothing. The relaxed loss
 then has the interactions between sites, and no reward for not choosing.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -23,11 +24,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mq_jax.allocation import gradient
+from mq_jax.allocation import exact, gradient
 from mq_jax.allocation._blocks import Loss
 from mq_jax.allocation.candidates import Candidates, mixed
 from mq_jax.allocation.measured import choice_losses, curvature, one_hot
-from mq_jax.allocation.problem import Problem
+from mq_jax.allocation.problem import Problem, feasible
 
 _BETWEEN_SAVES = 8  # steps, at most
 
@@ -58,17 +59,21 @@ def corrected(
 
 
 class State(NamedTuple):
-  """Relaxations of all budgets: what is saved to continue a search.
+  """A search for several budgets: what is saved to continue it.
 
   Attributes:
     gamma: Curvature of each site. f32[l].
     relaxations: Of each budget, stacked in front. `gradient.State`, [b, ...].
     losses: Of each step that is done, else zero. f32[b, t].
+    choices: Found for each budget, -1 where that is still to do. i64[b, l].
+    values: Their losses on the batches. f64[b].
   """
 
   gamma: jax.Array
   relaxations: gradient.State
   losses: np.ndarray
+  choices: np.ndarray
+  values: np.ndarray
 
 
 class Found(NamedTuple):
@@ -77,7 +82,7 @@ class Found(NamedTuple):
   Attributes:
     choices: i64[b, l].
     losses: On the batches of the search, of the choices. f64[b].
-    state: Where the relaxations ended.
+    state: Where the search ended.
   """
 
   choices: np.ndarray
@@ -104,14 +109,12 @@ def _advance(
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _slopes(loss, params, candidates, gamma, probabilities, batches):
+def _slope(loss, params, candidates, gamma, probabilities, batches):
   expected = corrected(loss, params, candidates, gamma)
-
-  def one(p):
-    each = jax.lax.map(lambda batch: jax.grad(expected)(p, (), batch), batches)
-    return jnp.mean(each, axis=0)
-
-  return jax.lax.map(one, probabilities)
+  each = jax.lax.map(
+    lambda batch: jax.grad(expected)(probabilities, (), batch), batches
+  )
+  return jnp.mean(each, axis=0)
 
 
 def begin(
@@ -131,8 +134,14 @@ def begin(
   if gamma is None:
     gamma = curvature(loss, params, candidates, batches)
   one = gradient.begin(problem.allowed, len(problem.quantities), key=key)
-  stacked = jax.tree.map(lambda x: jnp.stack([x] * len(budgets)), one)
-  return State(gamma, stacked, np.zeros((len(budgets), steps), np.float32))
+  count = len(budgets)
+  return State(
+    gamma,
+    jax.tree.map(lambda x: jnp.stack([x] * count), one),
+    np.zeros((count, steps), np.float32),
+    np.full((count, len(problem.sites)), -1),
+    np.zeros(count),
+  )
 
 
 def front(
@@ -145,7 +154,7 @@ def front(
   *,
   gamma: jax.Array | None = None,
   steps: int = 40,
-  polish: int = 2,
+  rounds: int = 8,
   key: jax.Array | None = None,
   schedule: gradient.Schedule | None = None,
   state: State | None = None,
@@ -155,10 +164,11 @@ def front(
   """Plans of least loss for several budgets, by gradient.
 
   Relaxes with the expected loss (see above), rounds by an integer program on
-  the loss linearized there, then linearizes again at the whole choice and
-  keeps what lowers the loss on the batches. One program serves all budgets,
-  one after the other: side by side their weights would be copies. Batches
-  whose second axis is sharded over a mesh are computed on where they are.
+  the loss linearized there, and descends from the whole choice by integer
+  programs on the loss linearized at it, with few moves each (`descend`). One
+  program serves all budgets, one after the other: side by side their weights
+  would be copies. Batches whose second axis is sharded over a mesh are
+  computed on where they are.
 
   Args:
     loss: (params, batch) -> mean loss; the same function object again
@@ -171,7 +181,7 @@ def front(
     batches: Tree of arrays [b, ...]; cycled through by the steps.
     gamma: From `curvature`; measured if not given.
     steps: Of each relaxation.
-    polish: Rounds of linearizing at the whole choice.
+    rounds: Most steps of the descent from the whole choice.
     key: For Gumbel noise.
     schedule: See `gradient.Schedule`.
     state: Of an interrupted search with the same arguments, to continue.
@@ -193,39 +203,117 @@ def front(
       gamma=gamma, steps=steps, key=key,
     )  # fmt: skip
   state = _relaxed(
-    loss, params, candidates, problems, batches, state, schedule, save, progress
+    loss, params, candidates, problems, batches, state, schedule, rounds, save,
+    progress,
+  )  # fmt: skip
+  return _chosen(
+    loss, params, candidates, problems, batches, state, rounds, save, progress
   )
-  p = state.relaxations.probabilities
-  slopes = _slopes(loss, params, candidates, state.gamma, p, batches)
-  choices = _rounded(problems, p, slopes)
-  c = len(candidates.labels)
-  losses = lambda x: np.asarray(
-    choice_losses(loss, params, candidates, one_hot(x, c), batches), np.float64
-  )
-  best = losses(choices)
-  for _ in range(polish):
-    hot = one_hot(choices, c)
-    slopes = _slopes(loss, params, candidates, state.gamma, hot, batches)
-    again = _rounded(problems, np.ones(p.shape), slopes)
-    if (again == choices).all():
-      break
-    found = losses(again)
-    better = found < best
-    choices = np.where(better[:, None], again, choices)
-    best = np.where(better, found, best)
-    if not better.any():
-      break
-  return Found(choices, best, state)
 
 
-def _rounded(problems, probabilities, slopes) -> np.ndarray:
-  rows = zip(problems, np.asarray(probabilities), slopes, strict=True)
-  return np.stack([gradient.round_to_budget(*row) for row in rows])
+def _chosen(
+  loss, params, candidates, problems, batches, state, rounds, save, progress
+) -> Found:
+  """Whole choices near the relaxed ones, each budget's saved when found."""
+  count, steps = state.losses.shape
+  hot = lambda choice: one_hot(choice, len(candidates.labels))
+  measure = lambda choice: float(
+    choice_losses(loss, params, candidates, hot(choice)[None], batches)[0]
+  )
+  slope = lambda p: np.asarray(
+    _slope(loss, params, candidates, state.gamma, p, batches), np.float64
+  )
+  sizes = np.asarray(jnp.diagonal(candidates.overlap, axis1=1, axis2=2))
+  alone = 0.5 * np.asarray(state.gamma, np.float64)[:, None] * sizes
+  for b, problem in enumerate(problems):
+    if state.choices[b, 0] < 0:
+      p = state.relaxations.probabilities[b]
+      starts = [
+        gradient.round_to_budget(problem, p, slope(p)),
+        gradient.round_to_budget(problem, np.ones(p.shape), alone),
+        # What other budgets have found may do here as well.
+        *(x for x in state.choices[:b] if feasible(problem, x)),
+      ]
+      starts = np.unique(np.stack(starts), axis=0)
+      values = [measure(x) for x in starts]
+      first = int(np.argmin(values))
+      choice, value = descend(
+        problem,
+        starts[first],
+        values[first],
+        lambda x: slope(hot(x)),
+        measure,
+        rounds=rounds,
+      )
+      choices, found = state.choices.copy(), state.values.copy()
+      choices[b], found[b] = choice, value
+      state = state._replace(choices=choices, values=found)
+      if save is not None:
+        save(state)
+    if progress is not None:
+      progress(count * steps + (b + 1) * rounds, count * (steps + rounds))
+  return Found(state.choices, state.values, state)
+
+
+def descend(
+  problem: Problem,
+  choice: np.ndarray,
+  value: float,
+  slope: Callable[[np.ndarray], np.ndarray],
+  measure: Callable[[np.ndarray], float],
+  *,
+  rounds: int = 8,
+  moves: int = 8,
+) -> tuple[np.ndarray, float]:
+  """Lower the loss of a whole choice by steps within a trust region.
+
+  A step is the best choice, by the loss linearized at the present one, of
+  those that differ at few sites; it is taken if it lowers the loss as
+  measured, and shortened if not. Slopes hold what all other sites' choices
+  do to a site's, so that steps find what sums over sites cannot.
+
+  Args:
+    problem: Costs, budgets and ties.
+    choice: Feasible, to begin with. i64[l].
+    value: Its loss.
+    slope: Of the loss with respect to candidates, at a choice: f64[l, c].
+    measure: The loss of a choice.
+    rounds: Most steps that are tried.
+    moves: Sites that may change in the first step.
+
+  Returns:
+    A choice that is no worse, and its loss.
+  """
+  at = slope(choice) if rounds else None
+  for i in range(rounds):
+    moved = np.ones(problem.sensitivity.shape)
+    moved[np.arange(len(choice)), choice] = 0.0
+    near = dataclasses.replace(
+      problem,
+      sensitivity=np.where(problem.allowed, at, np.inf),
+      cost=np.concatenate([problem.cost, moved[None]]),
+      budget=np.append(problem.budget, moves),
+      quantities=(*problem.quantities, 'moves'),
+    )
+    new = exact.lagrangian(near)
+    if (new == choice).all():
+      break
+    found = measure(new)
+    if found < value:
+      choice, value = new, found
+      moves = int(1.5 * moves)
+      at = slope(choice) if i < rounds - 1 else at
+    else:
+      moves = min(moves, int((new != choice).sum())) // 2
+      if moves < 1:
+        break
+  return choice, value
 
 
 def _relaxed(
-  loss, params, candidates, problems, batches, state, schedule, save, progress
-) -> State:
+  loss, params, candidates, problems, batches, state, schedule, rounds, save,
+  progress,
+) -> State:  # fmt: skip
   """Do the steps that are left, a few at a time."""
   schedule = gradient.Schedule() if schedule is None else schedule
   steps = state.losses.shape[1]
@@ -264,9 +352,9 @@ def _relaxed(
       relaxations = jax.tree.map(
         lambda whole, x, b=b: whole.at[b].set(x), relaxations, one
       )
-      state = State(state.gamma, relaxations, traces.copy())
+      state = state._replace(relaxations=relaxations, losses=traces.copy())
       if save is not None:
         save(state)
       if progress is not None:
-        progress(b * steps + at + few, len(problems) * steps)
+        progress(b * steps + at + few, len(problems) * (steps + rounds))
   return state

@@ -1,5 +1,6 @@
 """What the bits of a matmul are, as far as hardware costs depend on them."""
 
+import dataclasses
 import math
 from collections.abc import Sequence
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from mq_jax import layouts
 from mq_jax._pytrees import pytree_dataclass
-from mq_jax.quantize import QuantizedMatrix, quantize_matrix
+from mq_jax.quantize import QuantizedMatrix, quantize_matrix, split
 from mq_jax.recipes import Recipe
 
 
@@ -123,8 +124,14 @@ def _inner(layout: layouts.Layout) -> layouts.Layout:
 
 
 def weight_bits(layout: layouts.Layout) -> int:
-  """Width of a weight of a layout in the multiplier."""
+  """Width of a weight of a layout in the multiplier.
+
+  That of the widest block, where a matrix is stored in blocks: an array that
+  takes the matrix as one matmul has to be that wide.
+  """
   layout = _inner(layout)
+  if isinstance(layout, layouts.Blocks):
+    return max(map(weight_bits, layout.parts))
   # Levels of -3 to 3; what has no width of its own is bfloat16.
   return 3 if isinstance(layout, layouts.FineQ) else getattr(layout, 'bits', 16)
 
@@ -141,12 +148,21 @@ def of_matrix(
 
   Returns:
     Scalars: the exact stored bits (`ebw`), share of micro-blocks with
-    outliers, and magnitudes of the levels.
+    outliers, and magnitudes of the levels. Of a matrix stored in blocks, the
+    width of the widest and means over weights of the rest: one matmul on an
+    array that does not change its width in between. To price each block at
+    its own width, give the blocks (`quantize.split`) a matmul each.
   """
   layout, bits = _inner(matrix.layout), weight_bits(matrix.layout)
   numbers = {}
   codes = matrix.codes
-  if isinstance(layout, layouts.MicroScopiQ):
+  if isinstance(layout, layouts.Blocks):
+    whole = dataclasses.replace(matrix, layout=layout)
+    blocks = [(of_matrix(b), b.size) for b in split(whole)]
+    for name in ('outlier_blocks', 'two', 'three', 'mean_magnitude'):
+      total = sum(float(getattr(b, name)) * size for b, size in blocks)
+      numbers[name] = total / matrix.size
+  elif isinstance(layout, layouts.MicroScopiQ):
     k, n = matrix.shape[-2:]
     flags = np.stack([layout.flagged(code) for _, code in matrix._matrices()])
     length = n if layout.axis == 'out' else k

@@ -26,10 +26,10 @@ class Display:
     )
 
   @contextlib.contextmanager
-  def rows(self, done: int, total: int) -> Iterator[None]:
+  def rows(self, done: int, total: int, what: str = 'rows') -> Iterator[None]:
     """Shows bars while open, `done` rows of `total` finished before."""
     with self._bars:
-      self._all = self._bars.add_task('rows', total=total, completed=done)
+      self._all = self._bars.add_task(what, total=total, completed=done)
       self._one = self._bars.add_task('', total=None, visible=False)
       yield
 

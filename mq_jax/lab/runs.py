@@ -146,7 +146,7 @@ def open_run(
   }
   _check_free(path)
   path.mkdir(parents=True, exist_ok=True)
-  with _locked(path):
+  with locked(path):
     folder = RunFolder(path, study)
     if (path / _RUN).exists():
       _check_same(path, begun, conditions=False)
@@ -271,7 +271,7 @@ def _keep_sites(folder: RunFolder) -> None:
 
 
 @contextlib.contextmanager
-def _locked(path: pathlib.Path) -> Iterator[None]:
+def locked(path: pathlib.Path) -> Iterator[None]:
   """Keep a second process out; the system frees the lock of a killed one."""
   try:
     import fcntl

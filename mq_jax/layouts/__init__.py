@@ -9,6 +9,7 @@ import difflib
 from typing import Any
 
 from mq_jax.layouts._base import Layout, Packed
+from mq_jax.layouts.blocks import Blocks
 from mq_jax.layouts.dense import Dense
 from mq_jax.layouts.fineq import FineQ
 from mq_jax.layouts.gobo import Gobo
@@ -19,19 +20,24 @@ from mq_jax.layouts.scaled import InputScaled
 
 _ALL = {
   cls.__name__: cls
-  for cls in (Dense, FineQ, Gobo, InputScaled, Integer, MicroScopiQ, Olive)
+  for cls in (
+    *(Blocks, Dense, FineQ, Gobo),
+    *(InputScaled, Integer, MicroScopiQ, Olive),
+  )
 }
 
 
 def to_json(layout: Layout) -> dict[str, Any]:
   """A layout as plain data: its name and its fields."""
-  fields = {}
-  for field in dataclasses.fields(layout):
-    value = getattr(layout, field.name)
-    fields[field.name] = (
-      to_json(value) if type(value).__name__ in _ALL else value
-    )
-  return {'layout': type(layout).__name__, **fields}
+
+  def plain(value):
+    if isinstance(value, tuple):
+      return [plain(x) for x in value]
+    return to_json(value) if type(value).__name__ in _ALL else value
+
+  fields = dataclasses.fields(layout)
+  values = {field.name: plain(getattr(layout, field.name)) for field in fields}
+  return {'layout': type(layout).__name__, **values}
 
 
 def from_json(data: dict[str, Any]) -> Layout:
@@ -54,19 +60,23 @@ def from_json(data: dict[str, Any]) -> Layout:
       f'{sorted(kinds)}'
     )
   for name, value in given.items():
-    if isinstance(value, dict):
-      given[name] = from_json(value)
-    elif isinstance(value, list):
-      given[name] = tuple(tuple(row) for row in value)
-    elif kinds[name] in (int, bool, str) and type(value) is not kinds[name]:
+    if kinds[name] in (int, bool, str) and type(value) is not kinds[name]:
       raise ValueError(
         f'layout {cls.__name__}: {name}={value!r} is not a '
         f'{kinds[name].__name__}'
       )
+    given[name] = _inner(value)
   try:
     return cls(**given)
   except TypeError as error:
     raise ValueError(f'layout {cls.__name__}: {error}') from error
+
+
+def _inner(value: Any) -> Any:
+  """A field's value: layouts and tuples of whatever in place of JSON."""
+  if isinstance(value, list):
+    return tuple(_inner(x) for x in value)
+  return from_json(value) if isinstance(value, dict) else value
 
 
 def unpack(packed: Packed):
@@ -77,6 +87,7 @@ def unpack(packed: Packed):
 
 
 __all__ = [
+  'Blocks',
   'Dense',
   'FineQ',
   'Gobo',

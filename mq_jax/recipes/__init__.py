@@ -5,10 +5,12 @@ A factory takes plain options and returns a `Recipe`; `make` does so by name.
 
 import difflib
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 from mq_jax.recipes._recipe import Recipe, Rows
 from mq_jax.recipes.awq import awq
+from mq_jax.recipes.blocks import BlockParts, blocks
 from mq_jax.recipes.fineq import fineq
 from mq_jax.recipes.gobo import gobo
 from mq_jax.recipes.gptq import gptq
@@ -19,6 +21,7 @@ from mq_jax.recipes.rtn import rtn
 
 _FACTORIES = {
   'awq': awq,
+  'blocks': blocks,
   'fineq': fineq,
   'gobo': gobo,
   'gptq': gptq,
@@ -58,12 +61,32 @@ def make(name: str, **options: Any) -> Recipe:
   return factory(**options)
 
 
+def from_json(data: Mapping[str, Any]) -> Recipe:
+  """Undo `Recipe.to_json`: a mapping of 'recipe', a name, and its options.
+
+  Raises:
+    ValueError: for anything else, and whatever `make` refuses.
+  """
+  name = data.get('recipe') if isinstance(data, Mapping) else None
+  if not isinstance(name, str):
+    raise ValueError(
+      f"a recipe is {{'recipe': name, option: value, ...}}, got {data!r:.60}"
+    )
+  try:
+    return make(name, **{k: x for k, x in data.items() if k != 'recipe'})
+  except TypeError as error:  # of a kind or number of options
+    raise ValueError(f'recipe {name}: {error}') from error
+
+
 __all__ = [
+  'BlockParts',
   'NAMES',
   'Recipe',
   'Rows',
   'awq',
+  'blocks',
   'fineq',
+  'from_json',
   'gobo',
   'gptq',
   'make',

@@ -1,5 +1,6 @@
 """Rows on an integer grid, one scale (and zero point) per group."""
 
+import math
 from typing import Any
 
 import jax
@@ -33,8 +34,9 @@ class IntegerRows:
     bits: Width of an element.
     group: Rows under one scale, per output.
     symmetric: Levels around zero without a zero point, or min-max with one.
-    clip: 'none', or 'search' for the share of the range with the least
-      saliency-weighted squared error.
+    clip: 'none', 'share' for `share` of the range, or 'search' for the share
+      with the least saliency-weighted squared error.
+    share: Of the range that the levels span; what is beyond is clipped.
 
   Codes: row `level` i8 (u8 stored), group `scale` f16[n] and `zero` u8[n].
   """
@@ -43,6 +45,7 @@ class IntegerRows:
   group: int = static()
   symmetric: bool = static(False)
   clip: str = static('none')
+  share: jax.typing.ArrayLike = 1.0
 
   def _format(self):
     return formats.Integer(self.bits, symmetric=self.symmetric)
@@ -70,6 +73,8 @@ class IntegerRows:
     del whole
     if self.clip == 'none':
       scale, zero = self._range(rows)
+    elif self.clip == 'share':
+      scale, zero = self._range(rows * self.share)
     elif self.clip == 'search':
       fmt = self._format()
 
@@ -86,7 +91,7 @@ class IntegerRows:
       scale, zero = pick(scales), pick(zeros)
     else:
       raise ValueError(
-        f"IntegerRows: clip={self.clip!r} is not 'none' or 'search'"
+        f"IntegerRows: clip={self.clip!r} is not 'none', 'share' or 'search'"
       )
     return {'scale': scale, 'zero': zero.astype(jnp.uint8)}
 
@@ -118,3 +123,20 @@ def check_integer(name: str, bits: int, group: int) -> None:
     raise ValueError(f'{name}: bits={bits!r} is not a whole number in 2..8')
   if not isinstance(group, int) or group < 1:
     raise ValueError(f'{name}: group={group!r} is not a whole number >= 1')
+
+
+def integer_rows(
+  name: str, bits: int, group: int, symmetric: bool, clip: str | float
+) -> IntegerRows:
+  """Rows from the options of a factory, checked."""
+  check_integer(name, bits, group)
+  if isinstance(clip, str):
+    if clip not in ('none', 'search'):
+      raise ValueError(
+        f"{name}: clip={clip!r} is not 'none', 'search' or a number"
+      )
+    return IntegerRows(bits, group, symmetric, clip)
+  number = isinstance(clip, int | float) and not isinstance(clip, bool)
+  if not number or not 0 < clip < math.inf:
+    raise ValueError(f'{name}: clip={clip!r} is not a share of the range, > 0')
+  return IntegerRows(bits, group, symmetric, 'share', clip)

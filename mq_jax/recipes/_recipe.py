@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import inspect
+import itertools
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -34,7 +35,7 @@ class Recipe:
     compensation: Options of the error compensation; None for none.
     input_scales: Search for a scale per input before quantization, or None.
     name: For tables, e.g. 'gptq'.
-    options: The factory's arguments that were given, for tables.
+    options: The factory's arguments that were given, for tables and plans.
   """
 
   rows: Any
@@ -48,8 +49,40 @@ class Recipe:
     """Name and given options, e.g. 'gptq(bits=2, group=64)'."""
     if not self.options:
       return self.name
-    inner = ', '.join(f'{name}={value}' for name, value in self.options)
+    inner = ', '.join(f'{name}={_shown(x)}' for name, x in self.options)
     return f'{self.name}({inner})'
+
+  @property
+  def calibrated(self) -> bool:
+    """Whether it does better with a Hessian than without."""
+    parts = getattr(self.rows, 'parts', ())
+    return (
+      self.compensation is not None
+      or self.input_scales is not None
+      or any(part.calibrated for part in parts)
+    )
+
+  def to_json(self) -> dict[str, Any]:
+    """Plain data: 'recipe', its name, and its options."""
+    return {'recipe': self.name} | {n: _plain(x) for n, x in self.options}
+
+
+def _shown(value: Any) -> Any:
+  """An option in a label: recipes by theirs, equal ones in a row counted."""
+  if isinstance(value, Recipe):
+    return value.label
+  if not isinstance(value, tuple):
+    return value
+  runs = itertools.groupby(map(_shown, value))
+  runs = [(x, len([*same])) for x, same in runs]
+  words = [f'{count} x {x}' if count > 1 else f'{x}' for x, count in runs]
+  return f'[{", ".join(words)}]'
+
+
+def _plain(value: Any) -> Any:
+  if isinstance(value, tuple):
+    return [_plain(x) for x in value]
+  return value.to_json() if isinstance(value, Recipe) else value
 
 
 def recipe(factory: Callable[..., Recipe]) -> Callable[..., Recipe]:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from mq_jax._pytrees import pytree_dataclass, static
 from mq_jax.compensation import damped, round_rows
-from mq_jax.recipes._integer import IntegerRows, check_integer, stored_scale
+from mq_jax.recipes._integer import integer_rows, stored_scale
 from mq_jax.recipes._recipe import Recipe, recipe
 
 
@@ -49,7 +49,7 @@ def awq(
   bits: int = 4,
   group: int = 128,
   symmetric: bool = False,
-  clip: str = 'search',
+  clip: str | float = 'search',
   steps: int = 20,
 ) -> Recipe:
   """Search a scale per input, then round (and clip) group by group.
@@ -67,8 +67,7 @@ def awq(
     Lin et al., AWQ, MLSys 2024, arXiv 2306.00978, section 3.2; the size of an
     input is our choice, see `ActivationScales`.
   """
-  check_integer('awq', bits, group)
   return Recipe(
-    rows=IntegerRows(bits, group, symmetric, clip),
+    rows=integer_rows('awq', bits, group, symmetric, clip),
     input_scales=ActivationScales(steps),
   )

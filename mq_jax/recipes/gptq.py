@@ -1,7 +1,7 @@
 """GPTQ: grouped integers with error compensation."""
 
 from mq_jax.compensation import Compensation
-from mq_jax.recipes._integer import IntegerRows, check_integer
+from mq_jax.recipes._integer import integer_rows
 from mq_jax.recipes._recipe import Recipe, recipe
 
 
@@ -10,7 +10,7 @@ def gptq(
   bits: int = 4,
   group: int = 128,
   symmetric: bool = False,
-  clip: str = 'none',
+  clip: str | float = 'none',
   damping: float = 0.01,
   order: str = 'natural',
 ) -> Recipe:
@@ -28,8 +28,7 @@ def gptq(
   Source:
     Frantar et al., GPTQ, ICLR 2023, arXiv 2210.17323.
   """
-  check_integer('gptq', bits, group)
   return Recipe(
-    rows=IntegerRows(bits, group, symmetric, clip),
+    rows=integer_rows('gptq', bits, group, symmetric, clip),
     compensation=Compensation(damping, order=order),
   )

@@ -54,7 +54,7 @@ def _ceiling(values: Sequence[float], reference: float | None) -> float:
   return max(usable) + 0.12 * max(max(usable) - floor, 0.02 * floor)
 
 
-def _place_labels(axes, items, obstacles) -> None:
+def place_labels(axes, items, obstacles) -> None:
   """Write labels beside their points, where they cover nothing yet written.
 
   Args:
@@ -242,7 +242,7 @@ def quality_over_bits(
     fig.supxlabel(footnote, fontsize=7, color='0.3', ha='left', x=0.01)
   fig.draw_without_rendering()  # fixes the layout that labels are placed in
   for axes, items, obstacles in labels:
-    _place_labels(axes, items, obstacles)
+    place_labels(axes, items, obstacles)
   return fig
 
 

@@ -9,7 +9,7 @@ import pytest
 
 import mq_jax as mq
 from mq_jax import allocation, plans
-from mq_jax.allocation import candidates, measured, search
+from mq_jax.allocation import candidates, gradient, measured, search
 
 
 def f(params, x):
@@ -179,3 +179,128 @@ def test_bad_input(bed):
       gamma=gamma,
       steps=2,
     )
+
+
+def test_an_interrupted_search_goes_on_to_the_same_bits(bed):
+  params, made, _, batches, problem = bed
+  total = made.bits.max(1).sum()
+  budgets = [{'bits': 0.65 * total}, {'bits': 0.9 * total}]
+  arguments = (loss, params, made.candidates, problem, budgets, batches)
+  options = {'steps': 12, 'schedule': gradient.Schedule(gumbel=True)}
+  states, done = [], []
+  whole = search.front(
+    *arguments,
+    **options,
+    save=states.append,
+    progress=lambda i, n: done.append((i, n)),
+  )
+  steps = [(6, 40), (12, 40), (18, 40), (24, 40)]
+  assert done == [*steps, (32, 40), (40, 40)]
+  for state in states:
+    again = search.front(*arguments, **options, state=state)
+    np.testing.assert_array_equal(again.choices, whole.choices)
+    np.testing.assert_array_equal(
+      again.state.relaxations.probabilities,
+      whole.state.relaxations.probabilities,
+    )
+    np.testing.assert_array_equal(again.state.losses, whole.state.losses)
+
+
+def test_a_state_saved_before_the_loss_diverged_is_good(bed):
+  params, made, _, batches, problem = bed
+  x, y = batches
+  late = (jnp.concatenate([x, x * jnp.nan]), jnp.concatenate([y, y]))
+  states = []
+  with pytest.raises(FloatingPointError, match='step 8'):
+    search.front(
+      loss,
+      params,
+      made.candidates,
+      problem,
+      [{'bits': 1e9}],
+      jax.tree.map(lambda a: jnp.repeat(a, 2, axis=0), late),
+      gamma=jnp.ones(3),
+      steps=20,
+      save=states.append,
+    )
+  assert states and np.isfinite(states[-1].relaxations.probabilities).all()
+
+
+def test_a_sharded_data_axis_changes_rounding_only(bed):
+  params, made, _, batches, problem = bed
+  mesh = jax.make_mesh((2,), ('data',))
+  over = jax.NamedSharding(mesh, jax.P(None, 'data'))
+  whole = jax.NamedSharding(mesh, jax.P())
+  budgets = [{'bits': 0.75 * made.bits.max(1).sum()}]
+  run = lambda params, candidates, batches: search.front(
+    loss, params, candidates, problem, budgets, batches, steps=8
+  )
+  alone = run(params, made.candidates, batches)
+  shared = run(
+    jax.device_put(params, whole),
+    jax.device_put(made.candidates, whole),
+    jax.device_put(batches, over),
+  )
+  np.testing.assert_array_equal(shared.choices, alone.choices)
+  np.testing.assert_allclose(shared.state.losses, alone.state.losses, rtol=1e-4)
+
+
+def test_the_expected_loss_can_be_computed_again(bed):
+  """Under remat, jit and vmap; its slopes are those of finite differences."""
+  params, made, _, batches, _ = bed
+  gamma = jnp.ones(3)
+  expected = search.corrected(loss, params, made.candidates, gamma)
+  batch = jax.tree.map(lambda x: x[0], batches)
+  rng = np.random.default_rng(2)
+  p = jnp.asarray(rng.dirichlet(np.ones(3), (2, 3)), jnp.float32)
+  slope = jax.vmap(jax.grad(lambda p: expected(p, (), batch)))
+  again = jax.vmap(jax.grad(jax.checkpoint(lambda p: expected(p, (), batch))))
+  np.testing.assert_allclose(jax.jit(again)(p), slope(p), rtol=1e-5, atol=1e-7)
+  for i in range(2):
+    step = jnp.asarray(rng.normal(size=(3, 3)), jnp.float32)
+    value = lambda t, i=i, step=step: expected(p[i] + t * step, (), batch)
+    want = (value(1e-2) - value(-1e-2)) / 2e-2
+    np.testing.assert_allclose(
+      jnp.sum(slope(p)[i] * step), want, rtol=2e-2, atol=1e-4
+    )
+
+
+def test_descent_sees_what_sums_over_sites_do_not():
+  """Sites whose errors cancel: only together are they good."""
+  rng = np.random.default_rng(3)
+  e = rng.normal(size=(6, 3))
+  measure = lambda c: float(np.sum(e[np.arange(6), c]) ** 2)
+  slope = lambda c: (
+    2 * np.sum(e[np.arange(6), c]) * e + (e - e[np.arange(6), c][:, None]) ** 2
+  )
+  problem = allocation.make_problem(
+    np.zeros((6, 3)), {'bits': np.tile([2.0, 3.0, 4.0], (6, 1))}, {'bits': 18}
+  )
+  choices = np.array(list(itertools.product(range(3), repeat=6)))
+  kept = choices[choices.sum(1) + 12 <= 18]
+  values = np.sort([measure(c) for c in kept])
+  start = np.ones(6, np.int64)
+  found, value = search.descend(
+    problem, start, measure(start), slope, measure, rounds=20
+  )
+  assert allocation.feasible(problem, found)
+  assert value == measure(found) < measure(start)
+  assert value <= np.quantile(values, 0.05)
+
+
+def test_descent_keeps_ties_and_stops_where_nothing_is_better():
+  table = np.array([[0.0, 1.0], [0.0, 1.0], [1.0, 0.0]])
+  problem = allocation.make_problem(
+    table, {'bits': np.tile([4.0, 2.0], (3, 1))}, {'bits': 10}, ties=[[0, 1]]
+  )
+  measure = lambda c: float(table[np.arange(3), c].sum())
+  start = np.array([1, 1, 0])
+  found, value = search.descend(
+    problem, start, measure(start), lambda c: table, measure
+  )
+  np.testing.assert_array_equal(found, [0, 0, 1])
+  assert value == 0.0
+  again, value = search.descend(
+    problem, found, value, lambda c: table, measure, rounds=1
+  )
+  np.testing.assert_array_equal(again, found)

@@ -28,6 +28,12 @@ ALL = (
   recipes.fineq(),
   recipes.fineq(compensate=True, scales=2, share=1),
   recipes.fineq(cluster=4, rule='sigma', scale='absmax', share=4),
+  recipes.blocks([recipes.gptq(bits=3, group=16), recipes.rtn(group=16)]),
+  recipes.blocks(
+    [recipes.awq(bits=3, group=16, steps=4), recipes.none()],
+    axis='columns',
+    sizes=[8, 13],
+  ),
 )
 
 K, N = 44, 21  # divided by no block

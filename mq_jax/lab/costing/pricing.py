@@ -140,9 +140,7 @@ class Precisions:
       )
       for site, recipe in zip(model.sites, chosen, strict=True)
     ]
-    plain = any(
-      r.compensation is not None or r.input_scales is not None for _, r in pairs
-    )
+    plain = any(r.calibrated for _, r in pairs)
     notes = ['bits and outliers as measured on the quantized weights']
     if plain:
       notes[0] += ', rounded without calibration or compensation for speed'
