@@ -173,6 +173,12 @@ def grams_of(statistics, sites):
   return {site.name: statistics[site.name].gram for site in sites}
 
 
-@jax.jit
 def _values(matrix: QuantizedMatrix) -> jax.Array:
-  return matrix.site.unmatrix(matrix.dequantize())
+  # One program for all sites: what they differ in is left out.
+  bare = dataclasses.replace(matrix, site=None, recipe='', record={})
+  return matrix.site.unmatrix(_decoded(bare))
+
+
+@jax.jit
+def _decoded(matrix: QuantizedMatrix) -> jax.Array:
+  return matrix.dequantize()

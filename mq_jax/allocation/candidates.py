@@ -196,16 +196,41 @@ def mixed(params: Any, candidates: Candidates, probabilities: jax.Array) -> Any:
   for site, rows in zip(sites, probabilities.reshape(-1, blocks, need[1])):
     stack = candidates.values[site.name]
     original = sites_lib.get(params, site).astype(jnp.float32)
-    if blocks == 1:
-      row = rows[0]
-      mean = jnp.tensordot(row, stack.astype(jnp.float32), axes=1)
-      mean = mean + (1.0 - jnp.sum(row)) * original
-    else:
-      share = _spread(candidates, site, rows)
-      mean = jnp.sum(share * stack.astype(jnp.float32), axis=0)
-      mean = mean + (1.0 - jnp.sum(share, axis=0)) * original
+    share = rows[0] if blocks == 1 else _spread(candidates, site, rows)
+    mean = (1.0 - jnp.sum(share, axis=0)) * original + _mean(share, stack)
     new[site] = mean.astype(stack.dtype)
   return sites_lib.put(params, new)
+
+
+# One candidate after the other, forward and backward: of a contraction, or of
+# slices, the compiler copies all of them for the backward pass.
+@jax.custom_vjp
+def _mean(share: jax.Array, stack: jax.Array) -> jax.Array:
+  """Sum over candidates of share [c] or [c, ...] times values [c, ...]."""
+
+  def add(i, total):
+    return total + share[i] * stack[i].astype(jnp.float32)
+
+  zero = jnp.zeros(stack.shape[1:], jnp.float32)
+  return jax.lax.fori_loop(0, stack.shape[0], add, zero)
+
+
+def _mean_forward(share, stack):
+  return _mean(share, stack), (share, stack)
+
+
+def _mean_backward(kept, slope):
+  share, stack = kept
+  each = lambda value: slope * value.astype(jnp.float32)
+  if share.ndim == 1:
+    d_share = jax.lax.map(lambda value: jnp.sum(each(value)), stack)
+    weights = share.reshape(-1, *[1] * slope.ndim)
+  else:
+    d_share, weights = jax.lax.map(each, stack), share
+  return d_share, (weights * slope[None]).astype(stack.dtype)
+
+
+_mean.defvjp(_mean_forward, _mean_backward)
 
 
 def _spread(candidates: Candidates, site: Site, rows: jax.Array) -> jax.Array:

@@ -254,8 +254,9 @@ def relax(
     # The first gradient is taken whole.
     keep = jnp.where(state.step == 0, 0.0, schedule.memory)
     score = keep * state.score + (1.0 - keep) * slope
-    usage = usage_of(p, extra)
-    usage_slope = jax.jacrev(usage_of, argnums=0)(p, extra)
+    # Costs may be a whole hardware model: they are traced once.
+    usage, pull = jax.vjp(usage_of, p, extra)
+    usage_slope, _ = jax.vmap(pull)(jnp.eye(usage.shape[0], dtype=usage.dtype))
     room = 1.0 - usage + jnp.einsum('qlc,lc->q', usage_slope, p)
     room = jnp.where(matters, room, jnp.inf)
 
@@ -274,7 +275,7 @@ def relax(
 
     memory = state.optimizer
     if jax.tree.leaves(extra):
-      drag = jax.grad(lambda e: jnp.sum(price * usage_of(p, e)))(extra)
+      _, drag = pull(price)
       total = jax.tree.map(jnp.add, slope_extra, drag)
       # Optax mixes dtypes, which users may have forbidden.
       with jax.numpy_dtype_promotion('standard'):

@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 
 from mq_jax.allocation._blocks import Loss
-from mq_jax.evaluation import perplexity
 
 # (params, inputs) -> logits [..., classes]
 Apply = Callable[[Any, jax.Array], jax.Array]
@@ -79,6 +78,8 @@ def next_token(apply: Apply) -> Loss:
   Returns:
     (params, windows i32[b, t + 1]) -> scalar.
   """
+
+  from mq_jax.evaluation import perplexity  # late: it reads tokenizers
 
   def loss(params, windows):
     logits = apply(params, windows[:, :-1])

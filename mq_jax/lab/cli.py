@@ -292,6 +292,13 @@ def _add_allocate(commands) -> None:
     help='solvers drawn for comparison (default: %(default)s)',
   )
   allocate.add_argument(
+    '--loss',
+    choices=('divergence', 'next_token'),
+    default='divergence',
+    help='to search on: from the predictions of the unquantized model, or of '
+    'the text itself, which has more noise (default: %(default)s)',
+  )
+  allocate.add_argument(
     '--text',
     metavar='FILE',
     help='UTF-8 text to test on (default: the docs corpus, test split)',
@@ -546,6 +553,7 @@ def _allocate(arguments: argparse.Namespace) -> int:
     sequences=arguments.sequences,
     context=arguments.context,
     activation_bits=arguments.activation_bits,
+    loss=arguments.loss,
     front=arguments.front,
     steps=arguments.steps,
     seed=arguments.seed,

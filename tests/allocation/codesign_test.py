@@ -9,6 +9,7 @@ import pytest
 
 from mq_jax import allocation, hardware
 from mq_jax.allocation import codesign
+from mq_jax.hardware._rules import Rules
 
 CANDIDATES = hardware.precision(
   np.array([2, 2, 4]),
@@ -175,35 +176,32 @@ def test_tables_are_the_exact_costs_and_infinite_where_no_tile_fits():
 
 
 def test_learned_numbers_fit_and_have_true_gradients():
+  raw = {
+    'values': jnp.array([1.5, 0.5, 0.8]),
+    'split': jnp.array([0.3, -0.2, 0.1, 0.0]),
+  }
+
+  @jax.jit
+  def log_cycles(raw, area):
+    numbers = codesign.decode(SPACE, raw, area)
+    found = hardware.relaxed_cost(
+      SPACE.make(numbers), WORK, hardware.precision(4, 8, outlier_blocks=0.2),
+      temperature=0.3,
+    )  # fmt: skip
+    return jnp.log(jnp.sum(found.total_cycles)), numbers
+
+  slope_of = jax.jit(jax.grad(log_cycles, has_aux=True))
   with jax.numpy_dtype_promotion('strict'):
-    raw = {
-      'values': jnp.array([1.5, 0.5, 0.8]),
-      'split': jnp.array([0.3, -0.2, 0.1, 0.0]),
-    }
     for area in (1e6, 15_500.0):  # free, and shrunk
-      numbers = codesign.decode(SPACE, raw, area)
-      accelerator = _accelerator({k: float(v) for k, v in numbers.items()})
-      cost = hardware.relaxed_cost(
-        accelerator,
-        hardware.workload.gemm(16, 256, 256),
-        hardware.precision(4, 8),
-      )
-      assert float(cost.area_um2.total) <= area * (1 + 1e-4)
-      assert sum(float(numbers[x]) for x in SPACE.split) == pytest.approx(6)
-
-      def log_cycles(raw, area=area):
-        made = SPACE.make(codesign.decode(SPACE, raw, area))
-        found = hardware.relaxed_cost(
-          made, WORK, hardware.precision(4, 8, outlier_blocks=0.2),
-          temperature=0.3,
-        )  # fmt: skip
-        return jnp.log(jnp.sum(found.total_cycles))
-
-      slope = jax.grad(log_cycles)(raw)
+      slope, numbers = slope_of(raw, area)
+      numbers = {name: float(x) for name, x in numbers.items()}
+      assert SPACE.make(numbers).area(Rules()).total <= area * (1 + 1e-4)
+      assert sum(numbers[x] for x in SPACE.split) == pytest.approx(6)
       for name, at in (('values', 0), ('values', 2), ('split', 1)):
         step = jnp.zeros_like(raw[name]).at[at].set(0.02)
         ends = [
-          log_cycles(raw | {name: raw[name] + sign * step}) for sign in (1, -1)
+          log_cycles(raw | {name: raw[name] + sign * step}, area)[0]
+          for sign in (1, -1)
         ]
         want = (ends[0] - ends[1]) / 0.04
         assert np.isfinite(slope[name][at])

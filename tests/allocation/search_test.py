@@ -304,3 +304,37 @@ def test_descent_keeps_ties_and_stops_where_nothing_is_better():
     problem, found, value, lambda c: table, measure, rounds=1
   )
   np.testing.assert_array_equal(again, found)
+
+
+def test_a_step_takes_one_copy_of_the_weights_more_than_a_gradient():
+  """So that all takes candidates + 2: with the original, and the mixture."""
+  keys = jax.random.split(jax.random.key(0), 4)
+  params = {
+    name: jax.random.normal(key, (256, 256)) / 16
+    for name, key in zip('abc', keys, strict=False)
+  }
+  x = jax.random.normal(keys[3], (1, 8, 256))
+  y = jax.vmap(f, in_axes=(None, 0))(params, x)
+  sites = mq.sites.find(f, params, x[0])
+  recipes = [mq.recipes.rtn(bits=b, group=64) for b in (2, 3, 4, 5, 6)]
+  made = candidates.make(params, sites, recipes)
+  plain = jax.jit(jax.value_and_grad(loss)).lower(params, (x[0], y[0]))
+  relaxed = search._advance.lower(
+    loss,
+    params,
+    made.candidates,
+    jnp.ones(3),
+    jnp.asarray(made.bits[None], jnp.float32),
+    jnp.asarray([made.bits[:, 2].sum()], jnp.float32),
+    jnp.ones((3, 5), bool),
+    jnp.arange(3),
+    (x, y),
+    gradient.begin(jnp.ones((3, 5), bool), 1, key=jax.random.key(0)),
+    gradient.Schedule(),
+    steps=1,
+  )
+  temporary = lambda x: x.compile().memory_analysis().temp_size_in_bytes
+  weights = sum(x.nbytes for x in jax.tree.leaves(params))
+  # Gradients of the plain weights are outputs, not temporary.
+  allowed = temporary(plain) + weights + 1.2 * weights
+  assert temporary(relaxed) < allowed

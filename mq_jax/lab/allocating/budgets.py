@@ -139,8 +139,12 @@ def resolve(
   }
 
 
-def front(low: float, high: float, asked: float, count: int) -> list[float]:
+def front(
+  low: float, high: float, asked: float, count: int | Sequence[float]
+) -> list[float]:
   """The budget asked for, then count - 1 evenly between low and high.
+
+  Or, instead of a count, the others themselves.
 
   The ends are left out: there only one choice is left, and it is drawn as a
   uniform candidate anyway.
@@ -149,5 +153,7 @@ def front(low: float, high: float, asked: float, count: int) -> list[float]:
     >>> front(2.0, 6.0, 2.5, 4)
     [2.5, 3.0, 4.0, 5.0]
   """
-  others = [low + (high - low) * i / count for i in range(1, count)]
+  others = count
+  if isinstance(count, int):
+    others = [low + (high - low) * i / count for i in range(1, count)]
   return [asked, *(x for x in others if x != asked)]

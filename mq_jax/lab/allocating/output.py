@@ -113,6 +113,7 @@ def _point(result: Result, choice: np.ndarray) -> dict[str, Any]:
       name: float(table[rows, choice].sum())
       for name, table in result.costs.items()
     },
+    'search': _finite(result.searched([choice])[0]),
     'test': _finite(result.tested([choice])[0]),
   }
 

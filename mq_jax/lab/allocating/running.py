@@ -11,6 +11,7 @@ import numpy as np
 
 from mq_jax import allocation
 from mq_jax.allocation import candidates as candidates_lib
+from mq_jax.allocation import losses
 from mq_jax.lab import measure, opening, progress
 from mq_jax.lab.allocating import (
   budgets,
@@ -167,7 +168,7 @@ def _search(bench, made, taken, asked, folder, solved, clock, display):
   parts = (bench.model.params, made.candidates)
   searched = solving.Losses(loss, *parts, batches)
   tested = solving.Losses(
-    setup.language_loss(bench.model.apply), *parts, bench.windows.test
+    losses.next_token(bench.model.apply), *parts, bench.windows.test
   )
   searched.remember(solved['searched'])
   tested.remember(solved['tested'])
@@ -222,7 +223,7 @@ def _search(bench, made, taken, asked, folder, solved, clock, display):
   with clock.time('testing'):
     tested([own, *uniform, *drawn], display.steps('testing'))
     chosen = np.array(solved['solvers'][ask.solvers[0]]['choices'][0])
-    searched([own, chosen])
+    searched([own, *uniform, *drawn])
     packed = candidates_lib.assemble(made, bench.model.params, chosen)
     scores, note = None, ''
     try:

@@ -1,7 +1,6 @@
 """What a search works on: model, sites, texts; and what identifies it."""
 
 import dataclasses
-import functools
 import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -12,6 +11,7 @@ import numpy as np
 
 from mq_jax import calibration, hardware
 from mq_jax.allocation import candidates as candidates_lib
+from mq_jax.allocation import losses
 from mq_jax.evaluation import perplexity
 from mq_jax.lab import costing, measure, opening, runs
 from mq_jax.lab.allocating import asking, budgets
@@ -23,23 +23,20 @@ _STEP = 2
 Progress = Callable[..., None]
 
 
-@functools.cache  # the same function again compiles nothing again
-def language_loss(apply: Callable) -> Callable[[Any, jax.Array], jax.Array]:
-  """Mean nats a token of `(params, windows i32[b, t + 1])`."""
-
-  def loss(params, windows):
-    logits = apply(params, windows[:, :-1])
-    return perplexity.nll_per_token(logits, windows[:, 1:]).mean()
-
-  return loss
+# What a search goes by; plans are tested by `next_token` in any case.
+LOSSES = ('divergence', 'next_token')
 
 
 def objective(bench: 'Bench') -> tuple[Callable, Any]:
-  """What is searched on: a loss, and its batches, a tree of arrays [b, ...].
-
-  Plans are tested by `language_loss` on the test windows, whatever this is.
-  """
-  return language_loss(bench.model.apply), bench.windows.search
+  """What is searched on: a loss, and its batches, a tree of arrays [b, ...]."""
+  apply, windows = bench.model.apply, jnp.asarray(bench.windows.search)
+  if bench.ask.loss == 'next_token':
+    return losses.next_token(apply), windows
+  inputs = windows[:, :, :-1]
+  return (
+    losses.divergence(apply),
+    losses.reference(apply, bench.model.params, inputs),
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +55,8 @@ class Ask:
   sequences: int = 1
   context: int | None = None
   activation_bits: int | None = None
-  front: int = 8
+  loss: str = LOSSES[0]
+  front: int | tuple[float, ...] = 8
   steps: int = 24
   seed: int = 0
   text: str | None = None
@@ -327,7 +325,8 @@ def fingerprint(bench: Bench) -> dict[str, Any]:
     'exclude': list(ask.exclude),
     'accelerator': on,
     'solvers': list(ask.solvers),
-    'front': ask.front,
+    'loss': ask.loss,
+    'front': ask.front if isinstance(ask.front, int) else list(ask.front),
     'steps': ask.steps,
     'seed': ask.seed,
     'batch': ask.batch,

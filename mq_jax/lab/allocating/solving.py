@@ -17,6 +17,7 @@ from mq_jax.lab.allocating import checkpoints, setup
 # HiGHS may prove for hours where loss is nearly proportional to cost.
 _SECONDS = 120.0
 _POPULATION = 8
+_ROUNDS = 8
 _SEARCH = 'search'
 
 Choices = list[np.ndarray | None]
@@ -135,7 +136,12 @@ def _gradient(task: Task) -> Choices:
 
   try:
     found = search.front(
-      *arguments, state=state, save=save, progress=task.progress, **options
+      *arguments,
+      rounds=_ROUNDS,
+      state=state,
+      save=save,
+      progress=task.progress,
+      **options,
     )
   except FloatingPointError as error:
     raise Diverged(
@@ -227,11 +233,18 @@ def _hawq_v2(task: Task) -> Choices:
   )
 
 
+def _evaluations(task: Task) -> int:
+  """Losses of whole choices that take the time of the gradient's budget."""
+  batches = jax.tree.leaves(task.batches)[0].shape[0]
+  # Forward and back takes three to four times as long as forward.
+  relaxing = 4 * task.steps / batches
+  descending = 5 * _ROUNDS
+  curvature = len(task.made.candidates.names) / len(task.budgets)
+  return math.ceil(relaxing + descending + curvature)
+
+
 def _evolution(task: Task) -> Choices:
-  """With the real loss, of about as many passes as the gradient takes."""
-  batches = len(jax.tree.leaves(task.batches)[0])
-  # A step is a pass forward and back, of one batch: as three forward.
-  evaluations = max(3 * _POPULATION, 3 * task.steps // batches)
+  """With the loss of the search, from what is greedy on the one-site table."""
 
   def one(problem):
     return allocation.evolve(
@@ -239,9 +252,21 @@ def _evolution(task: Task) -> Choices:
       lambda choices: _finite(task.searched(list(choices))),
       seed=task.seed,
       population=_POPULATION,
-      generations=evaluations // _POPULATION - 1,
+      generations=max(1, _evaluations(task) // _POPULATION - 1),
       initial=allocation.greedy(problem)[None],
     )
+
+  return task.each(one)
+
+
+def _random(task: Task) -> Choices:
+  """The best, by the loss of the search, of many that keep the budgets."""
+
+  def one(problem):
+    many = allocation.random_choices(
+      problem, _evaluations(task), seed=task.seed
+    )
+    return many[int(np.argmin(_finite(task.searched(list(many)))))]
 
   return task.each(one)
 
@@ -272,9 +297,7 @@ SOLVERS: dict[str, Callable[[Task], Choices]] = {
     lambda p: allocation.policy_gradient(p, key=jax.random.key(t.seed))
   ),
   'uniform': _uniform,
-  'random': lambda t: t.each(
-    lambda p: allocation.random_choice(p, seed=t.seed)
-  ),
+  'random': _random,
   'inverse_order': _inverse_order,
 }
 
