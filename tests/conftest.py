@@ -53,3 +53,74 @@ def tiny_llama():
   from mq_jax.models import huggingface
 
   return huggingface.load(GOLDEN / 'tiny-llama')
+
+
+@pytest.fixture(scope='session')
+def tiny(tmp_path_factory):
+  """Folder of a random Llama that reads bytes: compiles in a second."""
+  import tokenizers
+
+  from mq_jax.models import huggingface, llama
+
+  alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+  vocabulary = {'<s>': 0} | {c: i + 1 for i, c in enumerate(alphabet)}
+  tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, []))
+  tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(
+    add_prefix_space=False
+  )
+  tokenizer.decoder = tokenizers.decoders.ByteLevel()
+  config = llama.LlamaConfig(
+    vocab_size=len(vocabulary),
+    hidden_size=32,
+    intermediate_size=64,
+    num_hidden_layers=1,
+    num_attention_heads=2,
+    num_key_value_heads=1,
+    head_dim=16,
+    max_position_embeddings=32,
+  )
+  # Ten times the usual size: quantization must show in the results.
+  params = jax.tree.map(
+    lambda x: 10 * x if x.ndim == 2 else x, llama.init_params(config, 0)
+  )
+  model = huggingface.LanguageModel(
+    config=config,
+    params=params,
+    apply=llama.functional(config),
+    tokenizer=tokenizer,
+    bos=0,
+    name='tiny',
+  )
+  folder = tmp_path_factory.mktemp('models') / 'tiny'
+  huggingface.save(folder, model)
+  return folder
+
+
+@pytest.fixture(scope='session')
+def text(tmp_path_factory):
+  """A short text file, not all of it ASCII."""
+  path = tmp_path_factory.mktemp('texts') / 'text.txt'
+  lines = [f'The {i}th café had {i * i} guests.' for i in range(60)]
+  path.write_text('\n'.join(lines), encoding='utf-8')
+  return path
+
+
+@pytest.fixture
+def study(tmp_path, tiny, text):
+  """A config file of three quick rows."""
+  path = tmp_path / 'study.gin'
+  path.write_text(f"""
+compare.models = ['{tiny}']
+compare.recipes = [
+  {{'recipe': 'none'}},
+  {{'recipe': 'rtn', 'bits': 3, 'group': 16}},
+  {{'recipe': 'gptq', 'bits': 2, 'group': 16, 'label': 'two'}},
+]
+compare.text = '{text}'
+compare.calibration_text = '{text}'
+compare.windows = 8
+compare.calibration_windows = 6
+compare.batch = 4
+compare.artifact = 'two'
+""")
+  return path

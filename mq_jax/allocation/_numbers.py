@@ -119,44 +119,56 @@ def rounded(
 ) -> dict[str, np.ndarray]:
   """Accelerators that can be built around one that can't. [d] each.
 
-  Values are rounded one after the other, those of the coarsest steps first,
-  each up and down; then the rest shrinks or grows to what that leaves of the
-  area. Of a split, all ways to deal what is left once parts are rounded down.
+  Values are rounded one after the other, each up and down; after each, the
+  rest shrinks or grows to what it leaves of the area. The order matters, as
+  the last ones take up what is left: each value is once the last. Parts of
+  the split are rounded down, and what is left is dealt in all ways.
 
   Args:
     space: Accelerators.
     numbers: Of one.
     area: In um2.
   """
-  lists = [np.log(values) for values in space.values.values()]
-  coarseness = [np.diff(x).max(initial=0.0) for x in lists]
   parts = np.array([float(numbers[name]) for name in space.split], np.float32)
-  ends = [np.log([float(numbers[name]) for name in space.values])]
-  free = np.ones(len(lists), bool)
-  for i in np.argsort(coarseness)[::-1]:
-    free[i], more = False, []
-    for log in ends:
-      at = np.searchsorted(lists[i], log[i] + 1e-4) - 1
-      for k in {max(at, 0), min(at + 1, len(lists[i]) - 1)}:
-        new = np.where(np.arange(len(log)) == i, lists[i][k], log)
-        if free.any():
-          new = np.array(
-            _refit(space, np.float32(new), free, parts, np.float32(area))
-          )
-        new[~free] = log[~free]
-        new[i] = lists[i][k]
-        more.append(np.float64(new))
-    ends = more
-  nearest = lambda values, log: values[np.abs(np.log(values) - log).argmin()]
+  start = np.log([float(numbers[name]) for name in space.values])
+  found = {}  # in order, each once
+  for turn in range(len(start)):
+    ends = [start]
+    order = np.roll(np.arange(len(start)), turn)
+    for k, i in enumerate(order):
+      free = np.isin(np.arange(len(start)), order[k + 1 :])
+      ends = [
+        _refitted(space, new, free, parts, area)
+        for log in ends
+        for new in _around(space, log, i)
+      ]
+    found |= dict.fromkeys(tuple(np.exp(log)) for log in ends)
+  nearest = lambda values, x: min(values, key=lambda value: abs(value - x))
+  columns = list(space.values.values())
+  rows = dict.fromkeys(tuple(map(nearest, columns, x)) for x in found)
   floor = np.maximum(np.floor(parts + 1e-3), 1)
   spare = max(0, int(space.units - floor.sum()))
   deals = itertools.combinations(range(len(parts)), spare)
   deals = [floor + np.isin(range(len(parts)), deal) for deal in deals]
-  columns = list(space.values.values())
-  rows = [
-    (*map(nearest, columns, log), *deal) for log in ends for deal in deals
-  ]
+  rows = [(*row, *deal) for row in rows for deal in deals]
   return dict(zip(space.names, np.array(rows, np.float64).T, strict=True))
+
+
+def _around(space, log, i) -> list[np.ndarray]:
+  """With value i at its neighbours below and above. f64[n] each."""
+  values = np.log(list(space.values.values())[i])
+  at = np.searchsorted(values, log[i] + 1e-4) - 1
+  ends = {max(at, 0), min(at + 1, len(values) - 1)}
+  here = np.arange(len(log)) == i
+  return [np.where(here, values[k], log) for k in sorted(ends)]
+
+
+def _refitted(space, log, free, parts, area) -> np.ndarray:
+  """As `_refit`, but those that are not free keep all their digits."""
+  if not free.any() or not np.isfinite(area):
+    return log
+  new = _refit(space, np.float32(log), free, parts, np.float32(area))
+  return np.where(free, np.asarray(new, np.float64), log)
 
 
 def neighbours(space: Space, numbers: Numbers) -> dict[str, np.ndarray]:

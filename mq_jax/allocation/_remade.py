@@ -26,8 +26,8 @@ class Bits(NamedTuple):
 
   Layouts count their bytes on the host. So they are measured once at a few
   values of each number, all others as they were, and interpolated: this is
-  exact at the start and near it elsewhere; what is rounded to a budget is
-  measured again.
+  exact at the start and near it elsewhere, and constant beyond the outermost
+  values; what is rounded to a budget is measured again.
 
   Attributes:
     start: Of the recipes as they are. f32[l, c].

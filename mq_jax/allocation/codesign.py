@@ -56,7 +56,7 @@ __all__ = [
 
 # Rates of probabilities are the solver's; the accelerator takes larger steps
 # than its default, in logits of the range.
-SCHEDULE = gradient.Schedule(learning_rate=0.15)
+SCHEDULE = gradient.Schedule(learning_rate=0.3)
 SOFTNESS = (0.5, 0.02)
 
 
@@ -80,8 +80,8 @@ def relax(
   task: Task,
   *,
   key: jax.Array,
-  starts: int = 4,
-  steps: int = 40,
+  starts: int = 5,
+  steps: int = 30,
   schedule: gradient.Schedule = SCHEDULE,
   softness: tuple[float, float] = SOFTNESS,
 ) -> Relaxed:
@@ -179,8 +179,8 @@ def search(
   task: Task,
   *,
   key: jax.Array,
-  starts: int = 4,
-  steps: int = 40,
+  starts: int = 5,
+  steps: int = 30,
   schedule: gradient.Schedule = SCHEDULE,
   softness: tuple[float, float] = SOFTNESS,
   kept: int = 2,
@@ -196,7 +196,8 @@ def search(
     steps: Of each.
     schedule: See `gradient.Schedule`.
     softness: See `relax`.
-    kept: Relaxations whose accelerators are rounded, the best ones.
+    kept: Relaxations whose accelerators are rounded: the best ones, of such
+      as differ in their rounded values.
     rounds: Most moves to a better neighbour of the best one found.
     relaxed: What `relax` returned, where it was called before.
 
@@ -222,12 +223,15 @@ def search(
     slope = np.where(np.isfinite(task.sensitivity), slope, np.inf)
     task = dataclasses.replace(task, sensitivity=slope)
 
-  pieces = [
-    rounded(
-      task.space, {name: x[s] for name, x in relaxed.numbers.items()}, task.area
-    )
-    for s in order[:kept]
-  ]
+  pieces, seen = [], set()
+  for s in order:
+    ends = {name: x[s] for name, x in relaxed.numbers.items()}
+    some = rounded(task.space, ends, task.area)
+    values = set(zip(*(some[name] for name in task.space.values)))
+    # Starts that ended alike are rounded once.
+    if len(pieces) < kept and not values <= seen:
+      pieces.append(some)
+      seen |= values
   designs = {
     name: np.concatenate([x[name] for x in pieces]) for name in task.space.names
   }

@@ -154,7 +154,7 @@ def front(
   *,
   gamma: jax.Array | None = None,
   steps: int = 40,
-  rounds: int = 8,
+  rounds: int = 12,
   key: jax.Array | None = None,
   schedule: gradient.Schedule | None = None,
   state: State | None = None,
@@ -164,7 +164,7 @@ def front(
   """Plans of least loss for several budgets, by gradient.
 
   Relaxes with the expected loss (see above), rounds by an integer program on
-  the loss linearized there, and descends from the whole choice by integer
+  the loss linearized there, and descends from the best whole choice known by
   programs on the loss linearized at it, with few moves each (`descend`). One
   program serves all budgets, one after the other: side by side their weights
   would be copies. Batches whose second axis is sharded over a mesh are
@@ -175,8 +175,10 @@ def front(
       compiles nothing again.
     params: The model's parameters.
     candidates: Of each site.
-    problem: Costs, ties and which candidates there are; its sensitivities are
-      not looked at, but where they are infinite.
+    problem: Costs, ties, and which candidates there are. The best choice by
+      its sensitivities is one of those from which the descent may start: if
+      they are the one-site table of these batches, the search is no worse than
+      the integer program on it.
     budgets: By quantity, as `Problem.with_budget` takes them.
     batches: Tree of arrays [b, ...]; cycled through by the steps.
     gamma: From `curvature`; measured if not given.
@@ -231,11 +233,16 @@ def _chosen(
       starts = [
         gradient.round_to_budget(problem, p, slope(p)),
         gradient.round_to_budget(problem, np.ones(p.shape), alone),
-        # What other budgets have found may do here as well.
-        *(x for x in state.choices[:b] if feasible(problem, x)),
+        gradient.round_to_budget(
+          problem, np.ones(p.shape), problem.sensitivity
+        ),
       ]
-      starts = np.unique(np.stack(starts), axis=0)
       values = [measure(x) for x in starts]
+      # What other budgets have found may do here as well.
+      for other, value in zip(state.choices[:b], state.values[:b], strict=True):
+        if feasible(problem, other):
+          starts.append(other)
+          values.append(value)
       first = int(np.argmin(values))
       choice, value = descend(
         problem,
@@ -262,15 +269,17 @@ def descend(
   slope: Callable[[np.ndarray], np.ndarray],
   measure: Callable[[np.ndarray], float],
   *,
-  rounds: int = 8,
+  rounds: int = 12,
   moves: int = 8,
 ) -> tuple[np.ndarray, float]:
   """Lower the loss of a whole choice by steps within a trust region.
 
   A step is the best choice, by the loss linearized at the present one, of
   those that differ at few sites; it is taken if it lowers the loss as
-  measured, and shortened if not. Slopes hold what all other sites' choices
-  do to a site's, so that steps find what sums over sites cannot.
+  measured. If not, what the linearization got wrong is charged to the moves
+  made, half as many may be made next, and another step is tried. Slopes hold
+  what all other sites' choices do to a site's, so that steps find what sums
+  over sites cannot.
 
   Args:
     problem: Costs, budgets and ties.
@@ -284,29 +293,33 @@ def descend(
   Returns:
     A choice that is no worse, and its loss.
   """
-  at = slope(choice) if rounds else None
+  table = slope(choice) if rounds else None
+  # An exchange between two sites is the least that keeps a budget.
+  least = 2 * int(np.bincount(problem.groups).max())
   for i in range(rounds):
     moved = np.ones(problem.sensitivity.shape)
     moved[np.arange(len(choice)), choice] = 0.0
     near = dataclasses.replace(
       problem,
-      sensitivity=np.where(problem.allowed, at, np.inf),
+      sensitivity=np.where(problem.allowed, table, np.inf),
       cost=np.concatenate([problem.cost, moved[None]]),
-      budget=np.append(problem.budget, moves),
+      budget=np.append(problem.budget, max(moves, least)),
       quantities=(*problem.quantities, 'moves'),
     )
     new = exact.lagrangian(near)
-    if (new == choice).all():
+    rows = np.flatnonzero(new != choice)
+    if not len(rows):
       break
     found = measure(new)
     if found < value:
       choice, value = new, found
-      moves = int(1.5 * moves)
-      at = slope(choice) if i < rounds - 1 else at
+      moves = int(1.5 * max(moves, least))
+      table = slope(choice) if i < rounds - 1 else table
     else:
-      moves = min(moves, int((new != choice).sum())) // 2
-      if moves < 1:
-        break
+      foreseen = np.sum(table[rows, new[rows]] - table[rows, choice[rows]])
+      table = table.copy()
+      table[rows, new[rows]] += (found - value - foreseen) / len(rows)
+      moves = min(moves, len(rows)) // 2
   return choice, value
 
 

@@ -11,7 +11,7 @@ import pytest
 
 import mq_jax as mq
 from mq_jax import allocation, plans
-from mq_jax.allocation import candidates, gradient, leaves, measured
+from mq_jax.allocation import candidates, leaves, measured
 
 r = mq.recipes
 
@@ -211,7 +211,6 @@ def test_learned_clip_comes_near_the_best_of_a_grid(net):
     batches,
     statistics=statistics,
     steps=40,
-    schedule=gradient.Schedule(learning_rate=0.05),
   )
   assert (found.choices == 0).all()
   grid = [r.rtn(2, group=32, clip=float(x)) for x in np.linspace(0.4, 1.2, 33)]
@@ -253,7 +252,6 @@ def outliers(net):
     batches,
     statistics=statistics,
     steps=40,
-    schedule=gradient.Schedule(learning_rate=0.05),
   )
   return made, learned, budgets, found
 

@@ -51,7 +51,9 @@ def test_divergence_is_least_at_the_unquantized_model(bed):
   slope = jax.grad(losses.divergence(apply))(params, batch)
   other = jax.tree.map(lambda x: 1.1 * x, params)
   steep = jax.grad(losses.divergence(apply))(other, batch)
-  size = lambda tree: max(float(jnp.abs(x).max()) for x in jax.tree.leaves(tree))
+  size = lambda tree: max(
+    float(jnp.abs(x).max()) for x in jax.tree.leaves(tree)
+  )
   assert size(slope) < 0.01 * size(steep)
 
 

@@ -194,8 +194,8 @@ def test_an_interrupted_search_goes_on_to_the_same_bits(bed):
     save=states.append,
     progress=lambda i, n: done.append((i, n)),
   )
-  steps = [(6, 40), (12, 40), (18, 40), (24, 40)]
-  assert done == [*steps, (32, 40), (40, 40)]
+  steps = [(6, 48), (12, 48), (18, 48), (24, 48)]
+  assert done == [*steps, (36, 48), (48, 48)]
   for state in states:
     again = search.front(*arguments, **options, state=state)
     np.testing.assert_array_equal(again.choices, whole.choices)

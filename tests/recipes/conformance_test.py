@@ -15,6 +15,7 @@ ALL = (
   recipes.none(),
   recipes.rtn(bits=4, group=16),
   recipes.rtn(bits=3, group=10, symmetric=True, clip='search'),
+  recipes.rtn(bits=2, group=16, clip=0.7),
   recipes.gptq(bits=2, group=16),
   recipes.gptq(bits=5, group=8, order='activation'),
   recipes.awq(bits=3, group=16, steps=4),

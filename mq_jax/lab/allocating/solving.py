@@ -17,7 +17,7 @@ from mq_jax.lab.allocating import checkpoints, setup
 # HiGHS may prove for hours where loss is nearly proportional to cost.
 _SECONDS = 120.0
 _POPULATION = 8
-_ROUNDS = 8
+_ROUNDS = 12
 _SEARCH = 'search'
 
 Choices = list[np.ndarray | None]
@@ -238,7 +238,8 @@ def _evaluations(task: Task) -> int:
   batches = jax.tree.leaves(task.batches)[0].shape[0]
   # Forward and back takes three to four times as long as forward.
   relaxing = 4 * task.steps / batches
-  descending = 5 * _ROUNDS
+  # Of the steps of a descent about half are taken, and linearized at.
+  descending = 3 * _ROUNDS
   curvature = len(task.made.candidates.names) / len(task.budgets)
   return math.ceil(relaxing + descending + curvature)
 
