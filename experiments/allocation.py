@@ -25,7 +25,8 @@ def one_run(folder, model, seed, budget, accelerator, ask) -> dict:
   """The report of one model and seed."""
   design, solvers = None, ask.pop('solvers')
   if accelerator is not None:
-    design = costing.requests(accelerator, None, None)[0].design
+    (request,) = costing.requests(accelerator, None)
+    design = costing.design(request.accelerator, {})
   texts = ask.pop('candidates')
   return allocating.run(
     allocating.Ask(

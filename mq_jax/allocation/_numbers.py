@@ -30,19 +30,22 @@ def decode(space: Space, raw: Any, area: jax.typing.ArrayLike) -> Numbers:
     area: In um2.
 
   Returns:
-    Numbers by name; differentiable in `raw` and `area`, through the shrinking
-    by the implicit function theorem.
+    Numbers by name; differentiable in `raw`, through the shrinking by the
+    implicit function theorem.
   """
   low, high = _range(space)
   log = low + jax.nn.sigmoid(raw['values']) * (high - low)
   k = len(space.split)
   parts = 1.0 + (space.units - k) * jax.nn.softmax(raw['split'])
-  excess = lambda share: _excess(space, log + share * (low - log), parts, area)
-  share = jax.lax.stop_gradient(_least_share(excess))
-  over, slope = jax.value_and_grad(excess)(share)
+  # What is only looked at is kept out of the way of gradients.
+  fixed_log, fixed_parts = jax.lax.stop_gradient((log, parts))
+  at = lambda share: fixed_log + share * (low - fixed_log)
+  excess = lambda share: _excess(space, at(share), fixed_parts, area)
+  share = jnp.where(excess(0.0) <= 0, 0.0, _least_share(excess))
+  slope = jnp.minimum(jax.grad(excess)(share), -1e-6)
+  over = _excess(space, log + share * (low - log), parts, area)
   over = over - jax.lax.stop_gradient(over)  # 0, but for its gradient
-  slope = jax.lax.stop_gradient(jnp.minimum(slope, -1e-6))
-  share = jnp.where(excess(0.0) <= 0, 0.0, share - over / slope)
+  share = jnp.where(share > 0, share - over / slope, 0.0)
   return _numbers(space, log + share * (low - log), parts)
 
 

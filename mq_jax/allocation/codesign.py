@@ -183,7 +183,7 @@ def search(
   steps: int = 30,
   schedule: gradient.Schedule = SCHEDULE,
   softness: tuple[float, float] = SOFTNESS,
-  kept: int = 2,
+  kept: int = 3,
   rounds: int = 4,
   relaxed: Relaxed | None = None,
 ) -> Found:
@@ -257,6 +257,7 @@ def search(
     )
   if task.loss is not None:
     found = _by_slope(task, found, p)
+    evaluations += 1
   return found._replace(evaluations=evaluations, plans=plans)
 
 

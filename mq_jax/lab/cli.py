@@ -287,7 +287,7 @@ def _add_allocate(commands) -> None:
   allocate.add_argument('--solver', default='gradient', metavar='NAME')
   allocate.add_argument(
     '--also',
-    default='uniform,integer_program,greedy,random',
+    default='uniform,integer_program,greedy',
     metavar='all|none|NAME,...',
     help='solvers drawn for comparison (default: %(default)s)',
   )
@@ -311,9 +311,9 @@ def _add_allocate(commands) -> None:
   _add_numbers(
     allocate,
     ('front', 8, 'budgets drawn; 1 is only the one asked for'),
-    ('steps', 24, 'of the gradient search, each on 2 windows'),
+    ('steps', 16, 'of the gradient search, each on 2 windows'),
     ('calibration-windows', 64, 'windows to calibrate on'),
-    ('search-windows', 16, 'windows that losses are measured on'),
+    ('search-windows', 8, 'windows that losses are measured on'),
     ('test-windows', 48, 'windows of the test text'),
     ('batch', 8, 'windows at a time'),
     ('seed', 0, 'of all random choices'),

@@ -57,12 +57,12 @@ class Ask:
   activation_bits: int | None = None
   loss: str = LOSSES[0]
   front: int | tuple[float, ...] = 8
-  steps: int = 24
+  steps: int = 16
   seed: int = 0
   text: str | None = None
   calibration_text: str | None = None
   calibration_windows: int = 64
-  search_windows: int = 16
+  search_windows: int = 8
   test_windows: int = 48
   batch: int = 8
   blocks: int | None = None
