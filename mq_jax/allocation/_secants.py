@@ -213,5 +213,5 @@ def overlaps(values, sites, matrices, grams):
   for i, site in enumerate(sites):
     stacked = jax.vmap(site.matrix)(values[site.name])
     gram = None if grams is None else grams[site.name]
-    found.append(candidates_lib._overlap(stacked, matrices[i], gram))
+    found.append(candidates_lib.overlap_of(stacked, matrices[i], gram))
   return jnp.stack(found)

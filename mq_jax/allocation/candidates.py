@@ -141,7 +141,7 @@ def make(
     values[site.name] = jax.vmap(site.unmatrix)(stacked)
     if blocks == 1:
       bits.append([8 * matrix.nbytes for matrix in matrices])
-      overlap.append(_overlap(stacked, original, gram))
+      overlap.append(overlap_of(stacked, original, gram))
       continue
     by_block = zip(*map(quantize.split, matrices), strict=True)
     bits += [[8 * block.nbytes for block in each] for each in by_block]
@@ -153,7 +153,7 @@ def make(
       else:
         inner = None if gram is None else gram[..., span, span]
         each = stacked[..., span, :], original[..., span, :], inner
-      overlap.append(_overlap(*each))
+      overlap.append(overlap_of(*each))
   return Made(
     Candidates(values, jnp.stack(overlap), sites, labels, blocks, axis),
     tuple(packed),
@@ -163,7 +163,7 @@ def make(
 
 
 @jax.jit
-def _overlap(stacked, original, gram):
+def overlap_of(stacked, original, gram):
   """tr(e_c^T A e_d) over candidates; A the identity without statistics."""
   error = stacked.astype(jnp.float32) - original.astype(jnp.float32)[None]
   weighed = error if gram is None else gram @ error

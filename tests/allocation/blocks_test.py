@@ -225,6 +225,7 @@ def test_allocation_of_blocks_is_that_of_enumeration(bed, axis):
   assert better > 0
 
 
+@pytest.mark.slow
 def test_search_over_blocks_is_near_the_best_of_all(bed, axis='rows'):
   params, _, batches, made, _ = bed
   made = made[axis]

@@ -137,6 +137,7 @@ def test_search_keeps_budgets_and_finds_the_best(budget):
   assert sum(found.numbers[name] for name in SPACE.split) == 6
 
 
+@pytest.mark.slow
 def test_another_loss_than_the_table():
   """Half the table's loss, squared: the same order of plans."""
   table = jnp.asarray(TABLE, jnp.float32)

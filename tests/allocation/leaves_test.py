@@ -256,6 +256,7 @@ def outliers(net):
   return made, learned, budgets, found
 
 
+@pytest.mark.slow
 def test_learned_thresholds_lower_the_loss_at_equal_bits(net, outliers):
   params, _, _, batches = net
   made, _, budgets, found = outliers

@@ -37,6 +37,7 @@ def loose():
   gin.clear_config()
 
 
+@pytest.mark.slow
 def test_study_writes_its_folder(loose, tmp_path):
   folder = study.codesign(out=tmp_path / 'found', **SMALL)
   names = {path.name for path in folder.iterdir()}
