@@ -30,6 +30,7 @@ def _records():
       'solver': solver,
       'budget': budget,
       'rise': factor * (1 + seed) / budget,
+      'held_out': 2 * factor * (1 + seed) / budget,
     }
     for solver, factor in (('gradient', 1.0), ('greedy', 1.25))
     for budget in (2.5, 3.0)
@@ -39,13 +40,14 @@ def _records():
 
 def test_duels_are_paired_by_seed():
   rows = _records()
-  assert allocation.duels(rows) == '4 of 4 against greedy (+20 % less rise)'
+  found = allocation.duels(rows, 'rise')
+  assert found == '4 of 4 against greedy (+20 % less)'
   rows[0]['rise'] = 9.0  # gradient at 2.5 bits, seed 0
-  assert allocation.duels(rows).startswith('3 of 4')
+  assert allocation.duels(rows, 'rise').startswith('3 of 4')
 
 
 def test_table_has_means_ranges_and_the_best_in_bold():
-  (page, _) = allocation.tables(_records(), 'ebw')
+  page = '\n'.join(allocation.tables(_records(), 'ebw'))
   assert '| 2.5 | **600.0 ± 200.0** | 750.0 ± 250.0 |' in page
 
 

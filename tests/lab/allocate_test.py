@@ -371,7 +371,8 @@ def test_an_infeasible_budget_names_the_smallest(
 
 
 def test_a_loss_that_is_no_number(usual, tmp_path, capsys, monkeypatch):
-  broken = lambda apply: lambda params, x: jnp.float32(jnp.nan)
+  nan = lambda params, x: jnp.float32(jnp.nan)
+  broken = lambda bench, windows: (nan, jnp.asarray(windows))
   monkeypatch.setattr(setup, 'objective', broken)
   message = refused(capsys, *usual, '--out', tmp_path / 'out')
   assert 'loss of the unquantized model is nan' in message

@@ -36,6 +36,7 @@ class Result(NamedTuple):
   uniform: Sequence[np.ndarray]
   searched: Any  # choices -> losses
   tested: Any
+  held_out: Any  # the loss of the search, on the test windows
   scores: Mapping[str, Any] | None
   seconds: Mapping[str, float]
   notes: Sequence[str]
@@ -115,6 +116,7 @@ def _point(result: Result, choice: np.ndarray) -> dict[str, Any]:
     },
     'search': _finite(result.searched([choice])[0]),
     'test': _finite(result.tested([choice])[0]),
+    'held_out': _finite(result.held_out([choice])[0]),
   }
 
 

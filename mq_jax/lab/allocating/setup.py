@@ -27,9 +27,14 @@ Progress = Callable[..., None]
 LOSSES = ('divergence', 'next_token')
 
 
-def objective(bench: 'Bench') -> tuple[Callable, Any]:
-  """What is searched on: a loss, and its batches, a tree of arrays [b, ...]."""
-  apply, windows = bench.model.apply, jnp.asarray(bench.windows.search)
+def objective(bench: 'Bench', windows: np.ndarray) -> tuple[Callable, Any]:
+  """The loss that is searched on, and its batches, a tree of arrays [b, ...].
+
+  Args:
+    bench: Model, and which loss.
+    windows: Tokens i32[b, n, t + 1].
+  """
+  apply, windows = bench.model.apply, jnp.asarray(windows)
   if bench.ask.loss == 'next_token':
     return losses.next_token(apply), windows
   inputs = windows[:, :, :-1]
