@@ -17,8 +17,9 @@ from rich import console
 
 from experiments import _pages
 from mq_jax.lab import allocating, costing, progress
+from mq_jax.report import allocation as report_lib
 
-_SHOWN = 60.0  # per cent; what is worse is drawn at the edge
+_SHOWN = 40.0  # per cent; what is worse is drawn at the edge
 
 
 def one_run(folder, model, seed, budget, accelerator, ask) -> dict:
@@ -57,7 +58,7 @@ def records(report: dict, quantity: str) -> list[dict]:
       'achieved': point['costs'][quantity],
       'rise': per_byte * (point['test'] - base),
       'search': point['search'],
-      'held_out': point['held_out'],
+      'test_divergence': point['test_divergence'],
       'seconds': report['seconds'].get(point['solver']),
     }
     for point in report['front']
@@ -76,8 +77,9 @@ def unique(rows, name) -> list:
 # Fields of a record, and what they are.
 _FIELDS = {
   'rise': 'Rise of the test loss, thousandths of a bit per byte',
-  'held_out': 'Divergence from the unquantized model on the test windows, '
-  'thousandths of a nat per token: the same without the noise of the text',
+  'test_divergence': 'Divergence from the unquantized model on the test '
+  'windows, thousandths of a nat per token: the same without the noise of the '
+  'text',
 }
 
 
@@ -102,7 +104,9 @@ def _table(rows, field, quantity) -> str:
     best = min(v.mean() for v in found.values() if len(v))
     cells = []
     for v in found.values():
-      cell = f'{v.mean():.1f} ± {np.ptp(v) / 2:.1f}' if len(v) else ''
+      cell = f'{v.mean():.1f}' if len(v) else ''
+      if len(v) > 1:
+        cell += f' ± {np.ptp(v) / 2:.1f}'
       cells.append(f'**{cell}**' if len(v) and v.mean() == best else cell)
     body.append([f'{budget:.4g}', *cells])
   return _pages.table([quantity, *solvers], body)
@@ -131,22 +135,21 @@ def duels(rows, field) -> str:
 
 
 def draw(rows, quantity, unit, footnote) -> mpl.Figure:
-  """Rise of the loss over that of gradient search; bars are seeds' ranges."""
+  """Divergence over that of gradient search; bars are seeds' ranges."""
   models = unique(rows, 'model')
   fig, panels = plt.subplots(
-    1, len(models), figsize=(4.0 * len(models), 3.9), squeeze=False,
+    1, len(models), figsize=(2.4 + 3.6 * len(models), 3.6), squeeze=False,
     sharey=True, layout='constrained',
   )  # fmt: skip
   solvers = [s for s in unique(rows, 'solver') if s != 'gradient']
-  shades = plt.get_cmap('viridis')(np.linspace(0, 0.85, len(solvers)))
-  markers = 'osD^vP*Xd'
   for axes, model in zip(panels[0], models, strict=True):
     own = [r for r in rows if r['model'] == model]
-    for solver, marker, color in zip(solvers, markers, shades, strict=False):
+    for solver in solvers:
+      marker, line, color = report_lib.LOOKS[solver]
       x, y, low, high = [], [], [], []
       for budget in sorted(unique(own, 'budget')):
-        a = _by_seed(own, 'rise', solver='gradient', budget=budget)
-        b = _by_seed(own, 'rise', solver=solver, budget=budget)
+        a = _by_seed(own, 'test_divergence', solver='gradient', budget=budget)
+        b = _by_seed(own, 'test_divergence', solver=solver, budget=budget)
         if not len(b) or len(a) != len(b):
           continue
         share = 100 * (b / a - 1)
@@ -156,17 +159,20 @@ def draw(rows, quantity, unit, footnote) -> mpl.Figure:
         low.append(max(0.0, mean - max(share.min(), -_SHOWN)))
         high.append(max(0.0, min(share.max(), _SHOWN) - mean))
       axes.errorbar(
-        x, y, (low, high), marker=marker, color=color, label=solver, lw=1,
-        capsize=2, markersize=4,
+        x, y, (low, high), marker=marker, ls=line, color=color, label=solver,
+        lw=1, capsize=2, markersize=4,
       )  # fmt: skip
     axes.axhline(0, color='black', lw=2)
     axes.set(title=model, xlabel=f'budget, {quantity} [{unit}]')
     axes.grid(True, color='0.9')
   panels[0][0].set(
-    ylabel='rise of test loss over\nthat of gradient search [%]',
+    ylabel='divergence on test windows over\nthat of gradient search [%]',
     ylim=(-_SHOWN / 2, _SHOWN * 1.03),
   )
-  panels[0][-1].legend(fontsize=7)
+  fig.legend(
+    *panels[0][0].get_legend_handles_labels(), fontsize=8, frameon=False,
+    loc='outside right upper',
+  )  # fmt: skip
   fig.supxlabel(footnote, fontsize=7, color='0.3', x=0.01, ha='left')
   return fig
 

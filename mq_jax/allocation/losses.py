@@ -1,6 +1,6 @@
 """Losses to allocate by: what quantization does to a model's predictions.
 
-Both give the same function object for the same `apply`, so that what is
+They give the same function object for the same `apply`, so that what is
 compiled for it stays compiled.
 """
 
@@ -61,11 +61,15 @@ def divergence(apply: Apply) -> Loss:
 
   def loss(params, batch):
     log_probs = _log_probs(apply, params, batch.inputs)
-    wanted = batch.log_probs.astype(jnp.float32)
-    each = jnp.exp(wanted) * (wanted - log_probs)
-    return jnp.mean(jnp.sum(each, axis=-1))
+    return _divergence(log_probs, batch.log_probs)
 
   return loss
+
+
+def _divergence(log_probs, wanted):
+  wanted = wanted.astype(jnp.float32)
+  each = jnp.exp(wanted) * (wanted - log_probs)
+  return jnp.mean(jnp.sum(each, axis=-1))
 
 
 @functools.cache
@@ -84,5 +88,25 @@ def next_token(apply: Apply) -> Loss:
   def loss(params, windows):
     logits = apply(params, windows[:, :-1])
     return perplexity.nll_per_token(logits, windows[:, 1:]).mean()
+
+  return loss
+
+
+@functools.cache
+def both(apply: Apply) -> Loss:
+  """`next_token` and `divergence` from one pass, to judge plans by.
+
+  Args:
+    apply: (params, tokens i32[b, t]) -> logits [b, t, vocabulary].
+
+  Returns:
+    (params, (one batch of a `Reference`, targets i32[b, t])) -> f32[2].
+  """
+
+  def loss(params, batch):
+    source, targets = batch
+    log_probs = _log_probs(apply, params, source.inputs)
+    own = jnp.take_along_axis(log_probs, targets[..., None], axis=-1)
+    return jnp.stack([-own.mean(), _divergence(log_probs, source.log_probs)])
 
   return loss

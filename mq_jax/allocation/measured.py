@@ -23,20 +23,20 @@ def choice_losses(
   """Loss of many relaxed or whole choices, by one compiled program.
 
   Args:
-    loss: (params, batch) -> mean loss.
+    loss: (params, batch) -> mean loss, or several, f32[...].
     params: The model's parameters.
     candidates: Of each site.
     probabilities: f32[many, l, c]; one-hot for whole choices.
     batches: Tree of arrays [b, ...]: the mean over b batches is taken.
 
   Returns:
-    f32[many].
+    f32[many, ...].
   """
 
   def one(p):
     changed = mixed(params, candidates, p)
     each = jax.lax.map(lambda batch: loss(changed, batch), batches)
-    return jnp.mean(each)
+    return jnp.mean(each, axis=0)
 
   return jax.lax.map(one, probabilities)
 

@@ -17,7 +17,7 @@ from mq_jax.report import figures, hardware
 Report = Mapping[str, Any]
 
 # Shape and line tell solvers apart, so the figure reads the same in grey.
-_LOOKS = {
+LOOKS = {
   'gradient': ('o', '-', '#0072b2'),
   'integer_program': ('s', '--', '#d55e00'),
   'dynamic_program': ('D', '--', '#8c564b'),
@@ -251,11 +251,11 @@ def pareto(report: Report) -> mpl.Figure:
 
   solver = report['solver']
   names = list(dict.fromkeys(p['solver'] for p in points))
-  for name in sorted(names, key=list(_LOOKS).index):
+  for name in sorted(names, key=list(LOOKS).index):
     if name == 'uniform':  # its choices are the squares
       continue
     mine = sorted((place(p), p['test']) for p in points if p['solver'] == name)
-    marker, line, color = _LOOKS[name]
+    marker, line, color = LOOKS[name]
     thin = marker == 'x'
     axes.plot(
       *zip(*((x, high(y)) for x, y in mine), strict=True),

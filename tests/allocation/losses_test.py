@@ -66,6 +66,22 @@ def test_next_token_is_the_mean_of_what_follows(bed):
   np.testing.assert_allclose(found, want, rtol=1e-5)
 
 
+def test_both_from_one_pass(bed):
+  params, changed, inputs = bed
+  found = losses.reference(apply, params, inputs[:, :, :-1])
+  batch = jax.tree.map(lambda x: x[0], (found, inputs[:, :, 1:]))
+  value = losses.both(apply)(changed, batch)
+  np.testing.assert_allclose(
+    value,
+    [
+      losses.next_token(apply)(changed, inputs[0]),
+      losses.divergence(apply)(changed, batch[0]),
+    ],
+    rtol=1e-5,
+  )
+
+
 def test_one_model_has_one_loss():
+  assert losses.both(apply) is losses.both(apply)
   assert losses.divergence(apply) is losses.divergence(apply)
   assert losses.next_token(apply) is losses.next_token(apply)

@@ -30,7 +30,7 @@ def _records():
       'solver': solver,
       'budget': budget,
       'rise': factor * (1 + seed) / budget,
-      'held_out': 2 * factor * (1 + seed) / budget,
+      'test_divergence': 2 * factor * (1 + seed) / budget,
     }
     for solver, factor in (('gradient', 1.0), ('greedy', 1.25))
     for budget in (2.5, 3.0)

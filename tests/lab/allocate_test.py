@@ -372,7 +372,7 @@ def test_an_infeasible_budget_names_the_smallest(
 
 def test_a_loss_that_is_no_number(usual, tmp_path, capsys, monkeypatch):
   nan = lambda params, x: jnp.float32(jnp.nan)
-  broken = lambda bench, windows: (nan, jnp.asarray(windows))
+  broken = lambda bench: (nan, jnp.asarray(bench.windows.search))
   monkeypatch.setattr(setup, 'objective', broken)
   message = refused(capsys, *usual, '--out', tmp_path / 'out')
   assert 'loss of the unquantized model is nan' in message
@@ -491,7 +491,7 @@ def test_texts_are_disjoint_and_follow_the_seed(base, tiny, texts):
 def test_every_solver_has_a_line_and_a_name(capsys):
   from mq_jax.report import allocation
 
-  assert set(solving.SOLVERS) == set(allocation._LOOKS)
+  assert set(solving.SOLVERS) == set(allocation.LOOKS)
   with pytest.raises(SystemExit):
     cli.main(['allocate', '--help'])
   shown = capsys.readouterr().out

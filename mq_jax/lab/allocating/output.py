@@ -35,8 +35,7 @@ class Result(NamedTuple):
   choices: Mapping[str, Sequence[Sequence[int] | None]]
   uniform: Sequence[np.ndarray]
   searched: Any  # choices -> losses
-  tested: Any
-  held_out: Any  # the loss of the search, on the test windows
+  tested: Any  # choices -> loss and divergence on the test windows
   scores: Mapping[str, Any] | None
   seconds: Mapping[str, float]
   notes: Sequence[str]
@@ -77,9 +76,9 @@ def make_report(result: Result) -> dict[str, Any]:
     'achieved': total,
     'loss': {
       'search': _finite(result.searched([result.choice])[0]),
-      'test': _finite(result.tested([result.choice])[0]),
+      'test': _finite(result.tested([result.choice])[0, 0]),
       'unquantized_search': _finite(result.searched([own])[0]),
-      'unquantized_test': _finite(result.tested([own])[0]),
+      'unquantized_test': _finite(result.tested([own])[0, 0]),
     },
     'scores': result.scores,
     'plan': candidates_lib.plan_of(
@@ -109,14 +108,15 @@ def make_report(result: Result) -> dict[str, Any]:
 def _point(result: Result, choice: np.ndarray) -> dict[str, Any]:
   """A choice as a point of the figure."""
   rows = np.arange(len(choice))
+  test, divergence = result.tested([choice])[0]
   return {
     'costs': {
       name: float(table[rows, choice].sum())
       for name, table in result.costs.items()
     },
     'search': _finite(result.searched([choice])[0]),
-    'test': _finite(result.tested([choice])[0]),
-    'held_out': _finite(result.held_out([choice])[0]),
+    'test': _finite(test),
+    'test_divergence': _finite(divergence),
   }
 
 

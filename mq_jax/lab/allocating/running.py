@@ -11,7 +11,6 @@ import numpy as np
 
 from mq_jax import allocation
 from mq_jax.allocation import candidates as candidates_lib
-from mq_jax.allocation import losses
 from mq_jax.lab import measure, opening, progress
 from mq_jax.lab.allocating import (
   budgets,
@@ -159,31 +158,21 @@ def _begin(folder: checkpoints.Folder, digest: str) -> dict[str, Any]:
   return solved
 
 
-def _paired(bench, parts):
-  loss, batches = setup.objective(bench, bench.windows.test)
-  return loss, *parts, batches
-
-
 def _search(bench, made, taken, asked, folder, solved, clock, display):
   """Table, solvers, losses on the test text: the report."""
   ask = bench.ask
   before = solved['seconds']
   clock.seconds = before | clock.seconds
-  loss, batches = setup.objective(bench, bench.windows.search)
+  loss, batches = setup.objective(bench)
   parts = (bench.model.params, made.candidates)
   searched = solving.Losses(loss, *parts, batches)
-  tested = solving.Losses(
-    losses.next_token(bench.model.apply), *parts, bench.windows.test
-  )
+  judge, exams = setup.exam(bench)
+  tested = solving.Losses(judge, *parts, exams)
   searched.remember(solved['searched'])
-  # By the loss of the search too: it has less noise than that of the text.
-  held_out = solving.Losses(*_paired(bench, parts))
   tested.remember(solved['tested'])
-  held_out.remember(solved.get('held_out', {}))
 
   def keep():
     solved['searched'], solved['tested'] = searched.known(), tested.known()
-    solved['held_out'] = held_out.known()
     solved['seconds'] = clock.seconds
     folder.write_json(_SOLVED, solved)
 
@@ -231,7 +220,6 @@ def _search(bench, made, taken, asked, folder, solved, clock, display):
   ]
   with clock.time('testing'):
     tested([own, *uniform, *drawn], display.steps('testing'))
-    held_out([own, *uniform, *drawn], display.steps('testing again'))
     chosen = np.array(solved['solvers'][ask.solvers[0]]['choices'][0])
     searched([own, *uniform, *drawn])
     packed = candidates_lib.assemble(made, bench.model.params, chosen)
@@ -257,7 +245,6 @@ def _search(bench, made, taken, asked, folder, solved, clock, display):
       uniform,
       searched,
       tested,
-      held_out,
       scores,
       clock.seconds,
       [note, *(e['note'] for e in solved['solvers'].values())],

@@ -23,18 +23,13 @@ _STEP = 2
 Progress = Callable[..., None]
 
 
-# What a search goes by; plans are tested by `next_token` in any case.
+# What a search goes by; plans are tested by both in any case.
 LOSSES = ('divergence', 'next_token')
 
 
-def objective(bench: 'Bench', windows: np.ndarray) -> tuple[Callable, Any]:
-  """The loss that is searched on, and its batches, a tree of arrays [b, ...].
-
-  Args:
-    bench: Model, and which loss.
-    windows: Tokens i32[b, n, t + 1].
-  """
-  apply, windows = bench.model.apply, jnp.asarray(windows)
+def objective(bench: 'Bench') -> tuple[Callable, Any]:
+  """The loss that is searched on, and its batches: a tree, [b, ...]."""
+  apply, windows = bench.model.apply, jnp.asarray(bench.windows.search)
   if bench.ask.loss == 'next_token':
     return losses.next_token(apply), windows
   inputs = windows[:, :, :-1]
@@ -42,6 +37,13 @@ def objective(bench: 'Bench', windows: np.ndarray) -> tuple[Callable, Any]:
     losses.divergence(apply),
     losses.reference(apply, bench.model.params, inputs),
   )
+
+
+def exam(bench: 'Bench') -> tuple[Callable, Any]:
+  """Loss of the text and divergence, f32[2], and the batches to test on."""
+  apply, windows = bench.model.apply, jnp.asarray(bench.windows.test)
+  source = losses.reference(apply, bench.model.params, windows[:, :, :-1])
+  return losses.both(apply), (source, windows[:, :, 1:])
 
 
 @dataclasses.dataclass(frozen=True)

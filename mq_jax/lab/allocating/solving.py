@@ -39,14 +39,14 @@ class Losses:
   ):
     self._arguments = (loss, params, candidates)
     self._batches = jax.tree.map(jnp.asarray, batches)
-    self._known: dict[bytes, float] = {}
+    self._known: dict[bytes, float | list[float]] = {}
 
   def __call__(
     self,
     choices: Sequence[np.ndarray],
     progress: Callable[[int, int], None] | None = None,
   ) -> np.ndarray:
-    """Mean losses f64[n] of choices i64[n, l]; -1 is the original weight."""
+    """Mean losses f64[n, ...] of choices i64[n, l]; -1: the original weight."""
     rows = [np.asarray(c, np.int64) for c in choices]
     new = {x.tobytes(): x for x in rows if x.tobytes() not in self._known}
     loss, params, candidates = self._arguments
@@ -56,19 +56,22 @@ class Losses:
       found = measured.choice_losses(
         loss, params, candidates, hot, self._batches
       )
-      self._known[name] = float(found[0])
+      self._known[name] = np.asarray(found[0], np.float64).tolist()
       if progress is not None:
         progress(done + 1, len(new))
     return np.array([self._known[x.tobytes()] for x in rows])
 
-  def known(self) -> dict[str, float | None]:
+  def known(self) -> dict[str, Any]:
     """What was measured, for a file; by the bytes of the choice in hex."""
     good = lambda x: x if math.isfinite(x) else None  # JSON has no NaN
-    return {key.hex(): good(value) for key, value in self._known.items()}
+    return {k.hex(): jax.tree.map(good, v) for k, v in self._known.items()}
 
-  def remember(self, known: Mapping[str, float | None]) -> None:
+  def remember(self, known: Mapping[str, Any]) -> None:
+    lost = lambda x: math.nan if x is None else x
     for key, value in known.items():
-      self._known[bytes.fromhex(key)] = math.nan if value is None else value
+      self._known[bytes.fromhex(key)] = jax.tree.map(
+        lost, value, is_leaf=lambda x: x is None
+      )
 
 
 @dataclasses.dataclass(frozen=True)
