@@ -1,0 +1,47 @@
+"""What commands have in common: options and checks of them."""
+
+import argparse
+
+
+def add_numbers(parser: argparse.ArgumentParser, *options) -> None:
+  """Whole numbers: (name, default or None, what for)."""
+  for name, default, what in options:
+    said = '' if default is None else f' (default: {default})'
+    parser.add_argument(
+      f'--{name}', type=int, default=default, metavar='N', help=what + said
+    )
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+  """The option --model."""
+  parser.add_argument(
+    '--model',
+    required=True,
+    metavar='DIR|NAME',
+    help='a bundled model, a Hugging Face folder or an artifact',
+  )
+
+
+def add_windows(
+  parser: argparse.ArgumentParser, what: str, default: int | None
+) -> None:
+  """How many windows of a text, and how many at once."""
+  parser.add_argument(
+    '--windows',
+    type=int,
+    default=default,
+    metavar='N',
+    help=f'{what} at most N windows (default: {default or "all"})',
+  )
+  parser.add_argument(
+    '--batch', type=int, default=8, metavar='N', help='windows at a time'
+  )
+
+
+def positive(arguments: argparse.Namespace, *names: str) -> None:
+  """Refuse numbers below 1 of the options named; None passes."""
+  for name in names:
+    value = getattr(arguments, name)
+    if value is not None and value < 1:
+      option = name.replace('_', '-')
+      raise ValueError(f'--{option} {value}: needs at least 1')
