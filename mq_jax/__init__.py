@@ -16,26 +16,30 @@ mq.hardware.cost(mq.hardware.accelerators.microscopiq(), work,
                  mq.hardware.precision(2, 8, ebw=2.4)).sum().total_cycles
 """
 
-from mq_jax import (
-  allocation,
-  calibration,
-  clusters,
-  compensation,
-  equalization,
-  formats,
-  hardware,
-  layouts,
-  plans,
-  recipes,
-  sites,
-  steps,
-)
-from mq_jax.calibration import calibrate
-from mq_jax.clusters import Cluster, chain, lift, new_cluster, within
-from mq_jax.compensation import Status
-from mq_jax.plans import Plan, compress, dequantize
-from mq_jax.quantize import QuantizedMatrix, quantize_matrix
-from mq_jax.recipes import Recipe
+import importlib
+import typing
+
+if typing.TYPE_CHECKING:  # what the names are, for editors and type checkers
+  from mq_jax import (
+    allocation,
+    calibration,
+    clusters,
+    compensation,
+    equalization,
+    formats,
+    hardware,
+    layouts,
+    plans,
+    recipes,
+    sites,
+    steps,
+  )
+  from mq_jax.calibration import calibrate
+  from mq_jax.clusters import Cluster, chain, lift, new_cluster, within
+  from mq_jax.compensation import Status
+  from mq_jax.plans import Plan, compress, dequantize
+  from mq_jax.quantize import QuantizedMatrix, quantize_matrix
+  from mq_jax.recipes import Recipe
 
 __version__ = '0.1.0'
 
@@ -66,3 +70,35 @@ __all__ = [
   'steps',
   'within',
 ]
+
+# Of the names above those that are not modules themselves: where they are.
+_FROM = {
+  'Cluster': 'clusters',
+  'Plan': 'plans',
+  'QuantizedMatrix': 'quantize',
+  'Recipe': 'recipes',
+  'Status': 'compensation',
+  'calibrate': 'calibration',
+  'chain': 'clusters',
+  'compress': 'plans',
+  'dequantize': 'plans',
+  'lift': 'clusters',
+  'new_cluster': 'clusters',
+  'quantize_matrix': 'quantize',
+  'within': 'clusters',
+}
+
+
+def __getattr__(name: str) -> typing.Any:
+  """Imports what is asked for: `mq --help` does not wait for jax."""
+  if name not in __all__:
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+  if name not in _FROM:
+    return importlib.import_module(f'{__name__}.{name}')
+  found = getattr(importlib.import_module(f'{__name__}.{_FROM[name]}'), name)
+  globals()[name] = found
+  return found
+
+
+def __dir__() -> list[str]:
+  return sorted({*globals(), *__all__})

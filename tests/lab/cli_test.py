@@ -362,7 +362,7 @@ def test_a_damaged_artifact_is_refused(finished, text, tmp_path, capsys):
 
 
 def test_help_answers_at_once_without_heavy_modules():
-  heavy = ('flax', 'gin', 'matplotlib', 'orbax', 'rich', 'tokenizers')
+  heavy = ('flax', 'gin', 'jax', 'matplotlib', 'numpy', 'orbax', 'rich')
   code = (
     'import sys; from mq_jax.lab import cli\n'
     'try: cli.main(["--help"])\n'
