@@ -58,18 +58,23 @@ def run(
     operative=operative,
     data=data,
     device=f'{jax.default_backend()}: {jax.devices()[0].device_kind}',
+    name=name,
   ) as folder:
     missing = folder.missing()
     total = len(study.models) * len(study.rows)
     if not missing:
-      display.say(f'{path}: this run is finished; its {total} rows:')
+      display.say(
+        f'{path}: this run is finished; its {total} rows (--force does it '
+        'again):',
+        log=False,
+      )
     elif len(missing) < total:
       display.say(f'{path}: {total - len(missing)} of {total} rows are there')
     with display.rows(total - len(missing), total):
       for model_name in study.models:
         rows = [row for m, row in missing if m == model_name]
         if rows:
-          bench = _Bench(model_name, study, text, calibration_text, display)
+          bench = Bench(model_name, study, text, calibration_text, display)
           for row in rows:
             keep = row.label == study.artifact and model_name == study.models[0]
             artifact = path / ARTIFACT if keep else None
@@ -79,7 +84,7 @@ def run(
             display.say(_line(record))
     records = folder.records()
     if missing:
-      _report(folder, records, f'{name} ({study.digest}), seed {study.seed}')
+      report(folder, records, name)
   return records
 
 
@@ -119,16 +124,27 @@ def shown(records: list[dict]) -> list[dict]:
   return [{**r, 'model': names[r['model']]} for r in records]
 
 
-def _report(folder: runs.RunFolder, records: list[dict], footnote: str) -> None:
+def report(folder: runs.RunFolder, records: list[dict], name: str) -> None:
+  """Write tables and figure of records.
+
+  Args:
+    folder: Of the run.
+    records: Its rows, not all of them perhaps.
+    name: Of its config, for the figure.
+  """
+  study = folder.study
+  footnote = f'{name} ({study.digest}), seed {study.seed}'
   folder.write('results.csv', tables.csv_text(records))
   records = shown(records)
   folder.write('results.md', tables.markdown(records))
   with contextlib.suppress(ValueError):  # every row failed: nothing to draw
     figure = figures.quality_over_bits(records, footnote=footnote)
-    figure.savefig(folder.path / 'figure.png')
+    part = folder.path / '.figure.png.part'
+    figure.savefig(part, format='png')
+    part.replace(folder.path / 'figure.png')
 
 
-class _Bench:
+class Bench:
   """One model, ready for rows: its sites, statistics and windows."""
 
   def __init__(
@@ -140,7 +156,7 @@ class _Bench:
     display: progress.Display,
   ):
     self._study, self._display = study, display
-    self._model = model = opening.open_any(name)
+    self.model = model = opening.open_any(name)
     self._name = name
     self._windows = measure.windows(model, text, study.windows)
     batches = measure.calibration_batches(
@@ -150,16 +166,16 @@ class _Bench:
       study.batch,
       study.seed,
     )
-    self._sites = sites.find(model.apply, model.params, batches[0])
+    self.sites = sites.find(model.apply, model.params, batches[0])
     start = time.perf_counter()
-    self._statistics = calibration.calibrate(
+    self.statistics = calibration.calibrate(
       model.apply,
       model.params,
       batches,
-      sites=self._sites,
+      sites=self.sites,
       progress=display.steps(f'{name}: calibrating'),
     )
-    jax.block_until_ready(self._statistics)
+    jax.block_until_ready(self.statistics)
     seconds = time.perf_counter() - start
     tokens = sum(b.size for b in batches)
     display.say(f'{name}: calibrated on {tokens} tokens in {seconds:.1f} s')
@@ -168,6 +184,31 @@ class _Bench:
     self, row: config.Row, artifact: pathlib.Path | None
   ) -> tuple[dict[str, Any], list[dict]]:
     """The record of one row and those of its sites; never raises."""
+    what = f'{self._name}: {row.label}'
+    steps = self._display.steps
+
+    def packed():
+      recipe = recipes.make(row.name, **dict(row.options))
+      return quantize(
+        self.model, recipe, self.sites, self.statistics, steps(what)
+      )
+
+    return self.measured(row, packed, artifact)
+
+  def measured(
+    self,
+    row: config.Row,
+    quantized: Callable[[], tuple[dict, float]],
+    artifact: pathlib.Path | None = None,
+  ) -> tuple[dict[str, Any], list[dict]]:
+    """The record of one row and those of its sites; never raises.
+
+    Args:
+      row: The row.
+      quantized: Gives the packed parameters and the seconds they took; what
+        it raises is the row's status.
+      artifact: Where to keep them, if at all.
+    """
     record: dict[str, Any] = {
       'model': self._name,
       'recipe': row.label,
@@ -182,25 +223,19 @@ class _Bench:
     site_records: list[dict] = []
     what = f'{self._name}: {row.label}'
     try:
-      recipe = recipes.make(row.name, **dict(row.options))
-      packed, seconds = quantize(
-        self._model,
-        recipe,
-        self._sites,
-        self._statistics,
-        self._display.steps(what),
-      )
+      packed, seconds = quantized()
       record['seconds'] = round(seconds, 3)
       size = plans.size(packed)
       record['ebw'] = float(size.ebw)
       record['ebw_paper'] = float(size.ebw_paper)
       if record['bits'] is None:
         # Neither none nor fineq has the option: the width of a slot.
+        recipe = recipes.make(row.name, **dict(row.options))
         record['bits'] = getattr(recipe.rows, 'bits', int(size.ebw_paper))
       site_records = [_finite(r) for r in plans.records(packed)]
       start = time.perf_counter()
       record |= measure.scores(
-        self._model,
+        self.model,
         packed,
         self._windows,
         self._study.batch,
@@ -210,7 +245,7 @@ class _Bench:
       record['status'] = measure.status_of(site_records)
       if artifact is not None:
         # Before its row is: a row that is there has its artifact.
-        opening.save_artifact(artifact, self._model, packed, overwrite=True)
+        opening.save_artifact(artifact, self.model, packed, overwrite=True)
     except Exception as error:  # the other rows are not to be lost
       lines = str(error).strip().splitlines() or ['']
       record['status'] = f'failed: {type(error).__name__}: {lines[0]}'[:300]

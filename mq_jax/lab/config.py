@@ -61,7 +61,7 @@ class Study:
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
-class _Field(ValueError):
+class FieldError(ValueError):
   """A bad value of one parameter; `word` is looked for to find its line."""
 
   def __init__(self, field: str, message: str, word: Any = None):
@@ -106,7 +106,7 @@ def _row(entry: Any) -> Row:
   if isinstance(entry, str):
     entry = {'recipe': entry}
   if not isinstance(entry, Mapping) or 'recipe' not in entry:
-    raise _Field(
+    raise FieldError(
       'recipes',
       f"a row is a name or {{'recipe': name, option: value, ...}}, got "
       f'{entry!r}',
@@ -115,13 +115,13 @@ def _row(entry: Any) -> Row:
   name = entry['recipe']
   label = entry.get('label') or label_of(name, options)
   if not isinstance(name, str) or not isinstance(label, str):
-    raise _Field('recipes', f'names and labels are text, got {entry!r}')
+    raise FieldError('recipes', f'names and labels are text, got {entry!r}')
   try:
     json.dumps(options)
   except TypeError as error:
-    raise _Field('recipes', f'{label}: options are plain data: {error}') from (
-      error
-    )
+    raise FieldError(
+      'recipes', f'{label}: options are plain data: {error}'
+    ) from (error)
   return Row(label, name, tuple(options.items()))
 
 
@@ -133,18 +133,18 @@ def _check_recipe(row: Row) -> None:
   except (ValueError, TypeError) as error:
     # The word is what to look for in the file: the first of these it holds.
     words = [*(k for k, _ in row.options if k in str(error)), row.name]
-    raise _Field('recipes', f'{row.label}: {error}', words) from error
+    raise FieldError('recipes', f'{row.label}: {error}', words) from error
 
 
 def _number(field: str, value: Any, least: int) -> int:
   if isinstance(value, bool) or not isinstance(value, int) or value < least:
-    raise _Field(field, f'needs a whole number >= {least}, got {value!r}')
+    raise FieldError(field, f'needs a whole number >= {least}, got {value!r}')
   return value
 
 
 def _path(field: str, value: Any) -> str | None:
   if value is not None and not isinstance(value, str):
-    raise _Field(field, f'needs the path of a text file, got {value!r}')
+    raise FieldError(field, f'needs the path of a text file, got {value!r}')
   return value
 
 
@@ -180,10 +180,10 @@ def compare(
   """
   for field, value in (('models', models), ('recipes', recipes)):
     if not isinstance(value, list | tuple) or not value:
-      raise _Field(field, f'needs a list of at least one, got {value!r}')
+      raise FieldError(field, f'needs a list of at least one, got {value!r}')
   for model in models:
     if not isinstance(model, str):
-      raise _Field('models', f'names and folders are text, got {model!r}')
+      raise FieldError('models', f'names and folders are text, got {model!r}')
   rows = tuple(_row(entry) for entry in recipes)
   for field, names in (
     ('models', models),
@@ -192,12 +192,12 @@ def compare(
     twice = next((n for i, n in enumerate(names) if n in names[:i]), None)
     if twice is not None:
       hint = "; give one a 'label'" if field == 'recipes' else ''
-      raise _Field(field, f'{twice!r} stands there twice{hint}', twice)
+      raise FieldError(field, f'{twice!r} stands there twice{hint}', twice)
   for row in rows:
     _check_recipe(row)
   labels = [row.label for row in rows]
   if artifact is not None and artifact not in labels:
-    raise _Field(
+    raise FieldError(
       'artifact',
       f'{artifact!r} is not the label of a row{nearest(artifact, labels)}',
       artifact,
@@ -216,6 +216,34 @@ def compare(
 
 
 _compare = gin.configurable('compare', module='mq_jax.lab')(compare)
+
+
+def sweep(
+  space=gin.REQUIRED,
+  sampler='grid',
+  objectives=('bits_per_byte',),
+  trials=None,
+  at_once=16,
+  seed=0,
+) -> dict[str, Any]:
+  """How `mq sweep` varies a study; see `mq_jax.lab.sweeping.space`.
+
+  Args:
+    space: Names of macros or of parameters of `compare`, and their values: a
+      list, or a range such as ('log', 0.001, 0.1).
+    sampler: 'grid', 'sobol', 'random', 'tpe' or 'nsga2'.
+    objectives: Fields of a trial's results, all to be made small.
+    trials: How many; a grid has its own number.
+    at_once: Most settings side by side in one program.
+    seed: Of the sampler.
+
+  Returns:
+    The arguments, unchecked.
+  """
+  return dict(locals())
+
+
+_sweep = gin.configurable('sweep', module='mq_jax.lab')(sweep)
 
 
 @contextlib.contextmanager
@@ -310,12 +338,31 @@ def _registered() -> list[str]:
   ]
 
 
+@dataclasses.dataclass
+class _Found:
+  """Names in the statements of a config.
+
+  Attributes:
+    bound: Where each parameter is bound, by 'compare.seed' and the like.
+    macros: Names of macros that are set.
+    references: Names referred to: '%macro' or '@configurable'.
+  """
+
+  bound: dict[str, tuple[_Source, int]] = dataclasses.field(
+    default_factory=dict
+  )
+  macros: dict[str, tuple[_Source, int]] = dataclasses.field(
+    default_factory=dict
+  )
+  references: set[str] = dataclasses.field(default_factory=set)
+
+
 def _check_names(
-  sources: Sequence[_Source],
-) -> dict[str, tuple[_Source, int]]:
-  """Where each parameter of `compare` is bound; raises on unknown names."""
-  bound: dict[str, tuple[_Source, int]] = {}
-  macros, used, configured = set(), [], []
+  sources: Sequence[_Source], roots: Sequence[str] = ('compare',)
+) -> _Found:
+  """Where names are bound; raises on those unknown, or that no root uses."""
+  found = _Found()
+  used, configured = [], []
   queue = list(sources)
   seen = set()
   while queue:
@@ -341,28 +388,33 @@ def _check_names(
         for reference in _references(value):
           used.append((source, line, reference))
         if not parameter:
-          macros.add(f'{scope}/{selector}' if scope else selector)
+          name = f'{scope}/{selector}' if scope else selector
+          found.macros[name] = (source, line)
           continue
         _known(source, line, selector, parameter)
-        if selector.rsplit('.', 1)[-1] != 'compare':
+        short = selector.rsplit('.', 1)[-1]
+        if short not in roots:
           configured.append((source, line, selector))
         elif scope:
-          raise source.at(line, f'nothing uses scope {scope!r} of compare')
+          raise source.at(line, f'nothing uses scope {scope!r} of {short}')
         else:
-          bound[parameter] = (source, line)
+          found.bound[f'{short}.{parameter}'] = (source, line)
     queue = includes + queue
   for source, line, reference in used:
     kind, name = reference[0], reference[1:]
     if kind == '@':
       _known(source, line, name.rsplit('/', 1)[-1])
-    elif name not in macros and name not in gin_config._CONSTANTS:  # pylint: disable=protected-access
-      hint = nearest(name, sorted(macros))
+    elif name not in found.macros and name not in gin_config._CONSTANTS:  # pylint: disable=protected-access
+      hint = nearest(name, sorted(found.macros))
       raise source.at(line, f'unknown macro %{name}{hint}')
-  referenced = {reference[1:].rsplit('/', 1)[-1] for _, _, reference in used}
+  found.references = {str(reference) for _, _, reference in used}
+  referenced = {name[1:].rsplit('/', 1)[-1] for name in found.references}
   for source, line, selector in configured:
+    if selector.rsplit('.', 1)[-1] == 'sweep':
+      raise source.at(line, 'this is a sweep: use mq sweep')
     if selector not in referenced:
       raise source.at(line, f'nothing uses {selector}; what is run is compare')
-  return bound
+  return found
 
 
 def _import(source: _Source, statement: config_parser.ImportStatement) -> None:
@@ -398,6 +450,53 @@ def _known(
     raise source.at(line, f'{selector} has no parameter {parameter!r}{hint}')
 
 
+def _sources(
+  path: str | pathlib.Path, bindings: Sequence[str]
+) -> list[_Source]:
+  return [_read(path)] + [_Source(f'--set {b!r}', b, False) for b in bindings]
+
+
+@contextlib.contextmanager
+def _resolved(
+  path: str | pathlib.Path,
+  bindings: Sequence[str],
+  default_text: str | None,
+  roots: Sequence[str],
+) -> Iterator[_Found]:
+  """Gin with a file and bindings parsed; errors inside get their line."""
+  sources = _sources(path, bindings)
+  with _clean_gin():
+    found = _check_names(sources, roots)
+    every = list(bindings)
+    if default_text is not None and 'compare.text' not in found.bound:
+      every.append(f'compare.text = {default_text!r}')
+    try:
+      gin.parse_config_files_and_bindings(
+        [str(path)], every, skip_unknown=False
+      )
+      yield found
+    except FieldError as error:
+      name = error.field if '.' in error.field else f'compare.{error.field}'
+      source, line = found.bound.get(name, (sources[0], 1))
+      if error.word is not None:
+        line = source.line_of(line, error.word)
+      raise source.at(line, f'{name}: {error.message}') from None
+    except ConfigError:
+      raise
+    except Exception as error:
+      needed = ['compare.models', 'compare.recipes']
+      needed += ['sweep.space'] if 'sweep' in roots else []
+      missing = [
+        name
+        for name in needed
+        if name not in found.bound and 'Required' in str(error)
+      ]
+      if missing:
+        names = ' and '.join(missing)
+        raise sources[0].at(1, f'{names} must be set') from error
+      raise sources[0].at(1, str(error)) from error
+
+
 def load(
   path: str | pathlib.Path,
   bindings: Sequence[str] = (),
@@ -417,35 +516,95 @@ def load(
   Raises:
     ConfigError: for whatever is wrong, in one line.
   """
-  sources = [_read(path)]
-  sources += [_Source(f'--set {b!r}', b, False) for b in bindings]
-  with _clean_gin():
-    bound = _check_names(sources)
-    every = list(bindings)
-    if default_text is not None and 'text' not in bound:
-      every.append(f'compare.text = {default_text!r}')
-    try:
-      gin.parse_config_files_and_bindings(
-        [str(path)], every, skip_unknown=False
-      )
-      study = _compare()
-    except _Field as error:
-      source, line = bound.get(error.field, (sources[0], 1))
-      if error.word is not None:
-        line = source.line_of(line, error.word)
-      raise source.at(line, f'compare.{error.field}: {error.message}') from None
-    except Exception as error:
-      missing = [
-        name
-        for name in ('models', 'recipes')
-        if name not in bound and 'Required' in str(error)
-      ]
-      if missing:
-        names = ' and '.join(f'compare.{name}' for name in missing)
-        raise sources[0].at(1, f'{names} must be set') from error
-      raise sources[0].at(1, str(error)) from error
+  with _resolved(path, bindings, default_text, ('compare',)):
+    study = _compare()
     operative = gin.operative_config_str()
   return study, operative
+
+
+class SweepFile:
+  """A study whose values vary, as its file has it.
+
+  Attributes:
+    base: The study as the file's own bindings make it.
+    options: Arguments of `sweep`, unchecked.
+    operative: Both as gin text, macros resolved in none.
+    macros: Names that the space may bind, beside parameters of `compare`.
+  """
+
+  def __init__(
+    self,
+    path: str | pathlib.Path,
+    bindings: Sequence[str] = (),
+    default_text: str | None = None,
+  ):
+    self._path, self._bindings = path, tuple(bindings)
+    self._default_text = default_text
+    with self._open() as found:
+      self.options = _sweep()
+      self.base = _compare()
+      self.operative = gin.operative_config_str()
+    self.macros = tuple(found.macros)
+    self._found = found
+
+  def _open(self, setting: Sequence[str] = ()):
+    return _resolved(
+      self._path,
+      [*self._bindings, *setting],
+      self._default_text,
+      ('compare', 'sweep'),
+    )
+
+  def error(self, field: str, message: str, word: Any = None) -> ConfigError:
+    """An error at the line that binds a parameter of `sweep`."""
+    name = f'sweep.{field}'
+    source, line = self._found.bound.get(name, (_read(self._path), 1))
+    if word is not None:
+      line = source.line_of(line, word)
+    return source.at(line, f'{name}: {message}')
+
+  def check_name(self, name: str, word: str) -> None:
+    """Raise unless a name of the space can be bound and has an effect.
+
+    Args:
+      name: Of a macro, or 'compare.parameter'.
+      word: As it stands in the file.
+    """
+    scope, _, parameter = name.partition('.')
+    if parameter:
+      known = set(inspect.signature(compare).parameters)
+      if scope != 'compare' or parameter not in known - {'models', 'recipes'}:
+        names = sorted(f'compare.{x}' for x in known - {'models', 'recipes'})
+        hint = nearest(name, names)
+        raise self.error('space', f'nothing to bind is {name!r}{hint}', word)
+      return
+    if name not in self.macros:
+      hint = nearest(name, sorted(self.macros))
+      raise self.error(
+        'space', f'{name!r} is neither a macro nor compare.NAME{hint}', word
+      )
+    if f'%{name}' not in self._found.references:
+      raise self.error('space', f'no value uses %{name}, so it changes nothing')
+    source, line = self._found.macros[name]
+    if not source.is_file:
+      raise source.at(
+        line, f'{name} is swept by sweep.space; bind that instead'
+      )
+
+  def study(self, setting: Mapping[str, Any]) -> Study:
+    """The study with values bound to names of the space.
+
+    Raises:
+      ConfigError: at the line of `sweep.space`, for values it can't take.
+    """
+    bindings = [f'{name} = {value!r}' for name, value in setting.items()]
+    try:
+      with self._open(bindings):
+        return _compare()
+    except ConfigError as error:
+      where = ', '.join(bindings)
+      message = str(error).partition(': ')[2]
+      raise self.error('space', f'{where}: {message}') from error
 
 
 def options(assignments: Sequence[str], flag: str = '--set') -> dict[str, Any]:
