@@ -51,7 +51,7 @@ def run(
     },
   }
   if not runs.is_run(path):
-    _check(study, text, calibration_text)
+    check(study, text, calibration_text)
   with runs.open_run(
     path,
     study,
@@ -88,7 +88,7 @@ def run(
   return records
 
 
-def _check(
+def check(
   study: config.Study, text: measure.Text, calibration_text: measure.Text
 ) -> None:
   """Raises if a model can't be opened or a text is too short for it.

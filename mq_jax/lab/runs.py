@@ -17,17 +17,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
-from mq_jax.lab import config
+from mq_jax.lab import config, files
 
 # What rows depend on: a run continues only where these are as they were.
 _LIBRARIES = ('mq_jax', 'jax', 'jaxlib', 'flax', 'numpy', 'tokenizers')
 _ALSO = ('optax', 'orbax-checkpoint', 'scipy', 'gin-config', 'safetensors')
 
-_RUN, _RESULTS, _SITES = 'versions.json', 'results.jsonl', 'sites.jsonl'
+# Makes a folder a run's.
+MARKER = 'versions.json'
+_RESULTS, _SITES = 'results.jsonl', 'sites.jsonl'
 
 
-class RunError(ValueError):
-  """The run folder cannot be used; the message is one line for the user."""
+RunError, locked = files.RunError, files.locked
 
 
 def versions() -> dict[str, str]:
@@ -72,7 +73,9 @@ class RunFolder:
 
   def records(self) -> list[dict]:
     """Finished rows in the study's order, the last try of each."""
-    found = {_key(r): r for r in _read_lines(self.path / _RESULTS)}
+    found = {
+      _key(r): r for r in files.read_lines(self.path / _RESULTS, torn=True)
+    }
     return [found[key] for key in _keys(self.study) if key in found]
 
   def missing(self) -> list[tuple[str, config.Row]]:
@@ -88,19 +91,54 @@ class RunFolder:
   def append(self, record: Mapping[str, Any], sites: Sequence[Mapping]) -> None:
     """Add a finished row; its sites first, so that no row lacks them."""
     tag = {'model': record['model'], 'recipe': record['recipe']}
-    _append(self.path / _SITES, [{**tag, **site, **tag} for site in sites])
-    _append(self.path / _RESULTS, [record])
+    files.append(self.path / _SITES, [{**tag, **site, **tag} for site in sites])
+    files.append(self.path / _RESULTS, [record])
 
   def write(self, name: str, text: str) -> None:
     """Write a file of the run, whole or not at all."""
-    part = self.path / f'.{name}.part'
-    part.write_text(text, encoding='utf-8')
-    os.replace(part, self.path / name)
+    files.write_whole(self.path / name, text)
 
 
 def is_run(path: pathlib.Path) -> bool:
   """Whether a folder claims to be that of a run."""
-  return (path / _RUN).exists()
+  return (path / MARKER).exists()
+
+
+def read(path: pathlib.Path) -> tuple[dict[str, Any], RunFolder]:
+  """How a run was begun, and its folder as it is; nothing is written.
+
+  Raises:
+    RunError: if it is no run, or can't be read.
+  """
+  begun = _read_begun(path)
+  try:
+    data = begun['study']
+    rows = tuple(
+      config.Row(r['label'], r['name'], tuple((k, v) for k, v in r['options']))
+      for r in data['rows']
+    )
+    study = config.Study(
+      **{**data, 'models': tuple(data['models']), 'rows': rows}
+    )
+  except (ValueError, KeyError, TypeError) as error:
+    raise RunError(f'{path / MARKER}: not of a run: {error}') from None
+  return begun, RunFolder(path, study)
+
+
+def set_aside(path: pathlib.Path) -> pathlib.Path:
+  """Give a run's folder another name; its own is free then.
+
+  Returns:
+    The new name: that of the folder with `.before-1`, or the next free number.
+
+  Raises:
+    RunError: if a process is at it.
+  """
+  with locked(path):
+    number = 1
+    while os.path.lexists(path.with_name(f'{path.name}.before-{number}')):
+      number += 1
+    return path.rename(path.with_name(f'{path.name}.before-{number}'))
 
 
 def failed(record: Mapping[str, Any]) -> bool:
@@ -116,6 +154,7 @@ def open_run(
   operative: str,
   data: Mapping[str, Any],
   device: str,
+  name: str | None = None,
 ) -> Iterator[RunFolder]:
   """Begin a run in an empty or new folder, or continue the same run.
 
@@ -125,6 +164,7 @@ def open_run(
     operative: The operative config as gin text, kept beside the results.
     data: What identifies the texts (digests, versions).
     device: What computes, by name.
+    name: Of the config, for figures drawn again.
 
   Yields:
     The folder, locked against a second process.
@@ -136,6 +176,7 @@ def open_run(
   """
   begun = {
     'run': study.digest,
+    'config': name,
     'study': study.as_dict(),
     'versions': versions(),
     'device': device,
@@ -148,16 +189,16 @@ def open_run(
   path.mkdir(parents=True, exist_ok=True)
   with locked(path):
     folder = RunFolder(path, study)
-    if (path / _RUN).exists():
+    if (path / MARKER).exists():
       _check_same(path, begun, conditions=False)
-      _drop_torn(path / _RESULTS)
+      files.drop_torn(path / _RESULTS)
       if folder.missing():
         _check_same(path, begun, conditions=True)
         _keep_sites(folder)
     else:
       folder.write('config.gin', operative)
       # Last of the two: it makes the folder a run.
-      folder.write(_RUN, json.dumps(begun, indent=1) + '\n')
+      folder.write(MARKER, json.dumps(begun, indent=1) + '\n')
     yield folder
 
 
@@ -176,9 +217,9 @@ def _check_free(path: pathlib.Path) -> None:
   if not path.is_dir():
     raise RunError(f'{path}: is not a folder')
   # A run killed in its first instant has only these.
-  early = {'.lock', 'config.gin', '.config.gin.part', f'.{_RUN}.part'}
+  early = {'.lock', 'config.gin', '.config.gin.part', f'.{MARKER}.part'}
   names = {p.name for p in path.iterdir()}
-  if _RUN in names or not names or ('.lock' in names and names <= early):
+  if MARKER in names or not names or ('.lock' in names and names <= early):
     return
   raise RunError(
     f'{path}: holds files that are not of a run ({sorted(names)[0]}, ...); '
@@ -190,11 +231,7 @@ def _check_same(
   path: pathlib.Path, begun: Mapping[str, Any], *, conditions: bool
 ) -> None:
   """Refuses another study; if rows are still to be added, other conditions."""
-  try:
-    there = json.loads((path / _RUN).read_text('utf-8'))
-    there['study'], there['versions'], there['data'], there['device']  # noqa: B018
-  except (ValueError, KeyError, TypeError) as error:
-    raise RunError(f'{path / _RUN}: not of a run: {error}') from None
+  there = _read_begun(path)
   if there.get('run') != begun['run']:
     names = _differences(there['study'], begun['study'])
     raise RunError(
@@ -222,65 +259,26 @@ def _check_same(
     )
 
 
+def _read_begun(path: pathlib.Path) -> dict[str, Any]:
+  try:
+    there = json.loads((path / MARKER).read_text('utf-8'))
+    there['study'], there['versions'], there['data'], there['device']  # noqa: B018
+  except FileNotFoundError:
+    raise RunError(f'{path}: is not the folder of a run') from None
+  except (ValueError, KeyError, TypeError) as error:
+    raise RunError(f'{path / MARKER}: not of a run: {error}') from None
+  return there
+
+
 def _differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
   return sorted(k for k in a.keys() | b.keys() if a.get(k) != b.get(k))
-
-
-def _append(path: pathlib.Path, records: Sequence[Mapping]) -> None:
-  """Add lines with one write, so that a kill tears at most the last."""
-  lines = ''.join(json.dumps(r, allow_nan=False) + '\n' for r in records)
-  with open(path, 'a', encoding='utf-8') as file:
-    file.write(lines)
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def _drop_torn(path: pathlib.Path) -> None:
-  """Cut off a last line that was not written to its end."""
-  if path.exists():
-    content = path.read_bytes()
-    whole = content.rfind(b'\n') + 1
-    if whole != len(content):
-      with open(path, 'r+b') as file:
-        file.truncate(whole)
-
-
-def _read_lines(path: pathlib.Path) -> list[dict]:
-  if not path.exists():
-    return []
-  records = []
-  for number, line in enumerate(path.read_text('utf-8').splitlines(), 1):
-    try:
-      record = json.loads(line)
-    except ValueError as error:
-      raise RunError(f'{path}:{number}: not JSON: {error}') from None
-    if not isinstance(record, dict):
-      raise RunError(f'{path}:{number}: not a record')
-    records.append(record)
-  return records
 
 
 def _keep_sites(folder: RunFolder) -> None:
   """Drop site records of rows that will be done again."""
   path = folder.path / _SITES
-  _drop_torn(path)
+  files.drop_torn(path)
   done = {_key(r) for r in folder.records() if not failed(r)}
-  kept = [r for r in _read_lines(path) if _key(r) in done]
+  kept = [r for r in files.read_lines(path) if _key(r) in done]
   if path.exists():
     folder.write(_SITES, ''.join(json.dumps(r) + '\n' for r in kept))
-
-
-@contextlib.contextmanager
-def locked(path: pathlib.Path) -> Iterator[None]:
-  """Keep a second process out; the system frees the lock of a killed one."""
-  try:
-    import fcntl
-  except ImportError:  # not on Windows, where nobody is kept out
-    yield
-    return
-  with open(path / '.lock', 'w') as file:
-    try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-      raise RunError(f'{path}: another process is at this run') from None
-    yield

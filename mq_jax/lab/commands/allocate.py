@@ -1,6 +1,7 @@
 """`mq allocate`: a plan of mixed precision under budgets."""
 
 import argparse
+import pathlib
 
 from mq_jax.lab.commands import shared
 
@@ -143,7 +144,15 @@ def _allocate(arguments: argparse.Namespace) -> int:
   )
   from rich import console
 
-  from mq_jax.lab import allocating, config, costing, progress
+  from mq_jax.lab import (
+    allocating,
+    config,
+    costing,
+    files,
+    journal,
+    listing,
+    progress,
+  )
 
   if arguments.axis is not None and arguments.blocks is None:
     raise ValueError('--axis: is that of --blocks N, which is missing')
@@ -204,11 +213,14 @@ def _allocate(arguments: argparse.Namespace) -> int:
     blocks=arguments.blocks,
     axis=arguments.axis,
   )
-  report = allocating.run(
-    ask,
-    arguments.out,
-    progress.Display(console.Console(stderr=True)),
-    artifact=arguments.artifact,
-  )
+  files.check_writable(arguments.out)
+  folder = pathlib.Path(arguments.out)
+  with journal.Journal(folder, listing.ALLOCATION, arguments.argv) as log:
+    report = allocating.run(
+      ask,
+      arguments.out,
+      progress.Display(console.Console(stderr=True), log),
+      artifact=arguments.artifact,
+    )
   allocating.show(report, arguments.out)
   return 0

@@ -4,6 +4,8 @@ import argparse
 import os
 import pathlib
 import sys
+import tempfile
+from collections.abc import Sequence
 
 
 def add(commands) -> None:
@@ -11,7 +13,8 @@ def add(commands) -> None:
   run = commands.add_parser(
     'run',
     help='run a study: recipes compared on models',
-    description='Run a study, or continue it: finished rows are kept.',
+    description='Run a study, or continue it: finished rows are kept. A '
+    'finished one says so.',
   )
   run.add_argument('config', metavar='CONFIG.gin')
   run.add_argument(
@@ -30,39 +33,103 @@ def add(commands) -> None:
   run.add_argument(
     '--out', metavar='DIR', help='default: runs/CONFIG-<digest of the study>'
   )
+  run.add_argument(
+    '--force',
+    action='store_true',
+    help='do it again from the beginning; what is there is kept beside it, as '
+    'DIR.before-1 and so on',
+  )
+  run.add_argument(
+    '--smoke',
+    action='store_true',
+    help='only see whether it runs: one model (the reference model if it is '
+    'not there), two windows, a row of each kind; kept only with --out',
+  )
   run.set_defaults(command=_run)
 
 
 def _run(arguments: argparse.Namespace) -> int:
-  from rich import console
-
   from mq_jax.lab import config
 
   bindings, default = list(arguments.set), None
   if arguments.text is not None:
     bindings.append(f'compare.text = {arguments.text!r}')
-  elif os.environ.get('MQ_DATA'):
+  elif os.environ.get('MQ_DATA') and not arguments.smoke:
     default = os.path.join(os.environ['MQ_DATA'], 'wikitext-2', 'test.txt')
   study, operative = config.load(
     arguments.config, bindings, default_text=default
   )
 
-  from mq_jax.lab import comparison, progress, runs
-  from mq_jax.report import tables
+  from mq_jax.lab import runs
 
+  name = os.path.basename(arguments.config)
+  if arguments.smoke:
+    return _smoke(study, arguments, name)
   path = pathlib.Path(
     arguments.out or runs.default_folder(arguments.config, study)
   )
-  records = comparison.run(
-    study,
-    path,
-    operative=operative,
-    name=os.path.basename(arguments.config),
-    display=progress.Display(console.Console(stderr=True)),
-  )
+  more = {'name': name, 'argv': arguments.argv, 'force': arguments.force}
+  return go(study, operative, path, **more)
+
+
+def _smoke(study, arguments: argparse.Namespace, name: str) -> int:
+  from mq_jax.lab import smoke
+
+  small, said = smoke.tiny(study)
+  for line in said:
+    print(f'mq: smoke: {line}', file=sys.stderr)
+  more = {'name': f'{name} --smoke', 'argv': arguments.argv}
+  written = smoke.operative(small)
+  if arguments.out is not None:
+    return go(small, written, pathlib.Path(arguments.out), **more)
+  with tempfile.TemporaryDirectory(prefix='mq-smoke-') as folder:
+    return go(small, written, pathlib.Path(folder), kept=False, **more)
+
+
+def go(
+  study,
+  operative: str,
+  path: pathlib.Path,
+  *,
+  name: str,
+  argv: Sequence[str],
+  force: bool = False,
+  kept: bool = True,
+) -> int:
+  """Run a study in a folder and show what came out; returns the exit code.
+
+  Args:
+    study: A `config.Study`.
+    operative: As gin text.
+    path: The run folder.
+    name: Of the config.
+    argv: The command.
+    force: Move a run of this study that is there aside.
+    kept: Whether the folder stays.
+  """
+  from rich import console
+
+  from mq_jax.lab import comparison, files, journal, progress, runs
+  from mq_jax.report import tables
+
+  files.check_writable(path)
+  # Another run is not moved; it is refused below.
+  if force and runs.is_run(path) and runs.read(path)[0]['run'] == study.digest:
+    print(f'mq: what was there is in {runs.set_aside(path)}', file=sys.stderr)
+  with journal.Journal(path, runs.MARKER, argv) as log:
+    records = comparison.run(
+      study,
+      path,
+      operative=operative,
+      name=name,
+      display=progress.Display(console.Console(stderr=True), log),
+    )
   out = console.Console()
   out.print(tables.rich_table(comparison.shown(records)))
-  out.print(f'written to {path}', markup=False, highlight=False, soft_wrap=True)
+  if kept:
+    out.print(
+      f'written to {path}', markup=False, highlight=False, soft_wrap=True
+    )
   failures = sum(map(runs.failed, records))
   if failures:
     print(f'mq: {failures} of {len(records)} rows failed', file=sys.stderr)
