@@ -8,13 +8,10 @@ that does not exist is reported with its file, its line and the nearest names.
 import ast
 import contextlib
 import dataclasses
-import difflib
 import hashlib
-import importlib
 import inspect
 import json
 import pathlib
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -22,9 +19,9 @@ import gin
 from gin import config as gin_config
 from gin import config_parser
 
+from mq_jax.lab import statements
 
-class ConfigError(ValueError):
-  """What the user wrote cannot be run; the message is one line for him."""
+ConfigError, nearest = statements.ConfigError, statements.nearest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,19 +65,6 @@ class FieldError(ValueError):
     super().__init__(message)
     # Gin raises a copy with its own text added; attributes come through.
     self.field, self.message, self.word = field, message, word
-
-
-def nearest(name: str, names: Sequence[str]) -> str:
-  """A hint that ends a message: names like `name`, or all when few.
-
-  Examples:
-    >>> nearest('sed', ['seed', 'text'])
-    "; did you mean 'seed'?"
-  """
-  close = difflib.get_close_matches(str(name), names, n=3, cutoff=0.6)
-  if close:
-    return f'; did you mean {" or ".join(map(repr, close))}?'
-  return f'; there are {", ".join(sorted(names))}' if names else ''
 
 
 def label_of(name: str, options: Mapping[str, Any]) -> str:
@@ -246,98 +230,6 @@ def sweep(
 _sweep = gin.configurable('sweep', module='mq_jax.lab')(sweep)
 
 
-@contextlib.contextmanager
-def _clean_gin() -> Iterator[None]:
-  """Empties gin's global state before and after, whatever happens."""
-  gin.clear_config()
-  try:
-    yield
-  finally:
-    gin.clear_config()
-
-
-class _Reference(str):
-  """A name that a value refers to: '@configurable' or '%macro'."""
-
-
-class _Names(config_parser.ParserDelegate):
-  """Collects references of a statement instead of resolving them."""
-
-  def configurable_reference(self, scoped_configurable_name, evaluate):
-    return _Reference('@' + scoped_configurable_name)
-
-  def macro(self, macro_name):
-    return _Reference('%' + macro_name)
-
-
-def _references(value: Any) -> Iterator[_Reference]:
-  if isinstance(value, _Reference):
-    yield value
-  elif isinstance(value, Mapping):
-    for item in value.items():
-      yield from _references(item)
-  elif isinstance(value, list | tuple):
-    for item in value:
-      yield from _references(item)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Source:
-  """A gin file, or the binding of one `--set`."""
-
-  name: str
-  text: str
-  is_file: bool
-
-  def at(self, line: int, message: str) -> ConfigError:
-    where = f'{self.name}:{line}' if self.is_file else self.name
-    return ConfigError(f'{where}: {" ".join(message.split())}')
-
-  def line_of(self, line: int, words: Any) -> int:
-    """The line from `line` on that quotes a word, else `line` itself."""
-    lines = self.text.splitlines()
-    for word in words if isinstance(words, list) else [words]:
-      pattern = re.compile(f'[\'"]{re.escape(str(word))}[\'"]')
-      for number in range(line, len(lines) + 1):
-        if pattern.search(lines[number - 1]):
-          return number
-    return line
-
-
-def _read(path: str | pathlib.Path) -> _Source:
-  try:
-    return _Source(str(path), pathlib.Path(path).read_text('utf-8'), True)
-  except FileNotFoundError:
-    raise ConfigError(f'{path}: no such config file') from None
-  except (OSError, UnicodeDecodeError) as error:
-    raise ConfigError(f'{path}: not a readable UTF-8 file: {error}') from error
-
-
-def _statements(source: _Source) -> Iterator[Any]:
-  """Statements of a source, those of included files in their place."""
-  try:
-    yield from config_parser.ConfigParser(source.text, _Names())
-  except SyntaxError as error:
-    line = error.lineno
-    if line is None and len(error.args) > 1:
-      line = error.args[1][1]
-    raise source.at(line or 1, f'syntax: {error.args[0]}') from error
-  except Exception as error:  # tokenize and gin raise what they like
-    where = getattr(error, 'args', [None])[-1]
-    line = where[0] if isinstance(where, tuple) else 1
-    raise source.at(line, f'syntax: {error}') from error
-
-
-def _registered() -> list[str]:
-  """Short names of what can be configured, gin's own left out."""
-  found = gin_config._REGISTRY  # pylint: disable=protected-access
-  return [
-    selector.rsplit('.', 1)[-1]
-    for selector, _ in found.items()
-    if not selector.startswith('gin.')
-  ]
-
-
 @dataclasses.dataclass
 class _Found:
   """Names in the statements of a config.
@@ -348,17 +240,17 @@ class _Found:
     references: Names referred to: '%macro' or '@configurable'.
   """
 
-  bound: dict[str, tuple[_Source, int]] = dataclasses.field(
+  bound: dict[str, tuple[statements.Source, int]] = dataclasses.field(
     default_factory=dict
   )
-  macros: dict[str, tuple[_Source, int]] = dataclasses.field(
+  macros: dict[str, tuple[statements.Source, int]] = dataclasses.field(
     default_factory=dict
   )
   references: set[str] = dataclasses.field(default_factory=set)
 
 
 def _check_names(
-  sources: Sequence[_Source], roots: Sequence[str] = ('compare',)
+  sources: Sequence[statements.Source], roots: Sequence[str] = ('compare',)
 ) -> _Found:
   """Where names are bound; raises on those unknown, or that no root uses."""
   found = _Found()
@@ -368,13 +260,13 @@ def _check_names(
   while queue:
     source = queue.pop(0)
     includes = []
-    for statement in _statements(source):
+    for statement in statements.statements(source):
       line = statement.location.line_num
       if isinstance(statement, config_parser.ImportStatement):
-        _import(source, statement)
+        statements.import_named(source, statement)
       elif isinstance(statement, config_parser.IncludeStatement):
         try:
-          included = _read(statement.filename)
+          included = statements.read(statement.filename)
         except ConfigError as error:
           raise source.at(line, f'include: {error}') from error
         if included.name in seen:
@@ -382,16 +274,16 @@ def _check_names(
         seen.add(included.name)
         includes.append(included)
       elif isinstance(statement, config_parser.BlockDeclaration):
-        _known(source, line, statement.selector)
+        statements.check_known(source, line, statement.selector)
       else:
         scope, selector, parameter, value, _ = statement
-        for reference in _references(value):
+        for reference in statements.references(value):
           used.append((source, line, reference))
         if not parameter:
           name = f'{scope}/{selector}' if scope else selector
           found.macros[name] = (source, line)
           continue
-        _known(source, line, selector, parameter)
+        statements.check_known(source, line, selector, parameter)
         short = selector.rsplit('.', 1)[-1]
         if short not in roots:
           configured.append((source, line, selector))
@@ -403,7 +295,7 @@ def _check_names(
   for source, line, reference in used:
     kind, name = reference[0], reference[1:]
     if kind == '@':
-      _known(source, line, name.rsplit('/', 1)[-1])
+      statements.check_known(source, line, name.rsplit('/', 1)[-1])
     elif name not in found.macros and name not in gin_config._CONSTANTS:  # pylint: disable=protected-access
       hint = nearest(name, sorted(found.macros))
       raise source.at(line, f'unknown macro %{name}{hint}')
@@ -417,43 +309,12 @@ def _check_names(
   return found
 
 
-def _import(source: _Source, statement: config_parser.ImportStatement) -> None:
-  """Imports what a config asks for, so that its configurables are known."""
-  line, module = statement.location.line_num, statement.module
-  if module.startswith('__gin__'):
-    raise source.at(line, 'dynamic registration is not supported')
-  if statement.is_from:
-    module = module.rsplit('.', 1)[0]
-  try:
-    importlib.import_module(module)
-  except ImportError as error:
-    raise source.at(line, f'import: {error}') from error
-
-
-def _known(
-  source: _Source, line: int, selector: str, parameter: str | None = None
-) -> None:
-  """Raises unless the configurable, and its parameter, exist."""
-  registry = gin_config._REGISTRY  # pylint: disable=protected-access
-  matches = registry.matching_selectors(selector)
-  if len(matches) != 1:
-    kind = 'ambiguous' if matches else 'unknown'
-    hint = nearest(selector, matches or _registered())
-    raise source.at(line, f'{kind} configurable {selector!r}{hint}')
-  if parameter is None:
-    return
-  wrapped = registry[matches[0]].wrapped
-  signature = inspect.signature(wrapped).parameters
-  anything = any(p.kind is p.VAR_KEYWORD for p in signature.values())
-  if parameter not in signature and not anything:
-    hint = nearest(parameter, list(signature))
-    raise source.at(line, f'{selector} has no parameter {parameter!r}{hint}')
-
-
 def _sources(
   path: str | pathlib.Path, bindings: Sequence[str]
-) -> list[_Source]:
-  return [_read(path)] + [_Source(f'--set {b!r}', b, False) for b in bindings]
+) -> list[statements.Source]:
+  return [statements.read(path)] + [
+    statements.Source(f'--set {b!r}', b, False) for b in bindings
+  ]
 
 
 @contextlib.contextmanager
@@ -465,7 +326,7 @@ def _resolved(
 ) -> Iterator[_Found]:
   """Gin with a file and bindings parsed; errors inside get their line."""
   sources = _sources(path, bindings)
-  with _clean_gin():
+  with statements.clean_gin():
     found = _check_names(sources, roots)
     every = list(bindings)
     if default_text is not None and 'compare.text' not in found.bound:
@@ -558,7 +419,7 @@ class SweepFile:
   def error(self, field: str, message: str, word: Any = None) -> ConfigError:
     """An error at the line that binds a parameter of `sweep`."""
     name = f'sweep.{field}'
-    source, line = self._found.bound.get(name, (_read(self._path), 1))
+    source, line = self._found.bound.get(name, (statements.read(self._path), 1))
     if word is not None:
       line = source.line_of(line, word)
     return source.at(line, f'{name}: {message}')
