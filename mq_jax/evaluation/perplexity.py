@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import tokenizers
 
+from mq_jax import sharding
 from mq_jax.data import text as text_data
 
 
@@ -172,7 +173,7 @@ def evaluate(
     padded = np.zeros((batch, width), np.int32)
     padded[: len(chunk)] = chunk
     value = _window_nll(apply, params, padded)
-    sums.append(np.asarray(value, np.float64)[: len(chunk)])
+    sums.append(sharding.to_host(value).astype(np.float64)[: len(chunk)])
     if progress is not None:
       progress(start + len(chunk), count)
   tokens = count * (width - 1)
