@@ -139,15 +139,15 @@ def quantize_stacked(
 
 
 def most_at_once(
-  params: Any, sites: Sequence[sites_lib.Site], limit: int
+  params: Any, sites: Sequence[sites_lib.Site], recipe: Recipe, limit: int
 ) -> int:
   """Settings that a program may take on, `limit` at most, for its memory."""
   total, largest = 0, 1
-  for site in sites:
-    shape = site.matrix(sites_lib.get(params, site)).shape
-    *_, k, n = shape
-    total += int(np.prod(shape))
-    largest = max(largest, int(np.prod(shape[:-2])) * k * (n + k))
+  for site, _ in plans.uniform(sites, recipe).entries:
+    *batch, k, n = site.matrix(sites_lib.get(params, site)).shape
+    count = int(np.prod(batch, dtype=np.int64))
+    total += count * k * n
+    largest = max(largest, count * k * (n + k))
   room = min(IN_PROGRAM // largest, WAITING // max(1, total))
   return max(1, min(limit, room))
 
