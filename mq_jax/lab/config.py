@@ -16,8 +16,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import gin
-from gin import config as gin_config
-from gin import config_parser
 
 from mq_jax.lab import statements
 
@@ -230,85 +228,6 @@ def sweep(
 _sweep = gin.configurable('sweep', module='mq_jax.lab')(sweep)
 
 
-@dataclasses.dataclass
-class _Found:
-  """Names in the statements of a config.
-
-  Attributes:
-    bound: Where each parameter is bound, by 'compare.seed' and the like.
-    macros: Names of macros that are set.
-    references: Names referred to: '%macro' or '@configurable'.
-  """
-
-  bound: dict[str, tuple[statements.Source, int]] = dataclasses.field(
-    default_factory=dict
-  )
-  macros: dict[str, tuple[statements.Source, int]] = dataclasses.field(
-    default_factory=dict
-  )
-  references: set[str] = dataclasses.field(default_factory=set)
-
-
-def _check_names(
-  sources: Sequence[statements.Source], roots: Sequence[str] = ('compare',)
-) -> _Found:
-  """Where names are bound; raises on those unknown, or that no root uses."""
-  found = _Found()
-  used, configured = [], []
-  queue = list(sources)
-  seen = set()
-  while queue:
-    source = queue.pop(0)
-    includes = []
-    for statement in statements.statements(source):
-      line = statement.location.line_num
-      if isinstance(statement, config_parser.ImportStatement):
-        statements.import_named(source, statement)
-      elif isinstance(statement, config_parser.IncludeStatement):
-        try:
-          included = statements.read(statement.filename)
-        except ConfigError as error:
-          raise source.at(line, f'include: {error}') from error
-        if included.name in seen:
-          raise source.at(line, f'include: {included.name} stands there twice')
-        seen.add(included.name)
-        includes.append(included)
-      elif isinstance(statement, config_parser.BlockDeclaration):
-        statements.check_known(source, line, statement.selector)
-      else:
-        scope, selector, parameter, value, _ = statement
-        for reference in statements.references(value):
-          used.append((source, line, reference))
-        if not parameter:
-          name = f'{scope}/{selector}' if scope else selector
-          found.macros[name] = (source, line)
-          continue
-        statements.check_known(source, line, selector, parameter)
-        short = selector.rsplit('.', 1)[-1]
-        if short not in roots:
-          configured.append((source, line, selector))
-        elif scope:
-          raise source.at(line, f'nothing uses scope {scope!r} of {short}')
-        else:
-          found.bound[f'{short}.{parameter}'] = (source, line)
-    queue = includes + queue
-  for source, line, reference in used:
-    kind, name = reference[0], reference[1:]
-    if kind == '@':
-      statements.check_known(source, line, name.rsplit('/', 1)[-1])
-    elif name not in found.macros and name not in gin_config._CONSTANTS:  # pylint: disable=protected-access
-      hint = nearest(name, sorted(found.macros))
-      raise source.at(line, f'unknown macro %{name}{hint}')
-  found.references = {str(reference) for _, _, reference in used}
-  referenced = {name[1:].rsplit('/', 1)[-1] for name in found.references}
-  for source, line, selector in configured:
-    if selector.rsplit('.', 1)[-1] == 'sweep':
-      raise source.at(line, 'this is a sweep: use mq sweep')
-    if selector not in referenced:
-      raise source.at(line, f'nothing uses {selector}; what is run is compare')
-  return found
-
-
 def _sources(
   path: str | pathlib.Path, bindings: Sequence[str]
 ) -> list[statements.Source]:
@@ -323,11 +242,11 @@ def _resolved(
   bindings: Sequence[str],
   default_text: str | None,
   roots: Sequence[str],
-) -> Iterator[_Found]:
+) -> Iterator[statements.Found]:
   """Gin with a file and bindings parsed; errors inside get their line."""
   sources = _sources(path, bindings)
   with statements.clean_gin():
-    found = _check_names(sources, roots)
+    found = statements.scan(sources, roots)
     every = list(bindings)
     if default_text is not None and 'compare.text' not in found.bound:
       every.append(f'compare.text = {default_text!r}')

@@ -12,7 +12,7 @@ import importlib
 import inspect
 import pathlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import gin
@@ -165,3 +165,130 @@ def check_known(
   if parameter not in signature and not anything:
     hint = nearest(parameter, list(signature))
     raise source.at(line, f'{selector} has no parameter {parameter!r}{hint}')
+
+
+@dataclasses.dataclass
+class Found:
+  """Names in the statements of a config.
+
+  Attributes:
+    bound: Where each parameter is bound, by 'compare.seed' and the like.
+    macros: Names of macros that are set.
+    references: Names referred to: '%macro' or '@configurable'.
+  """
+
+  bound: dict[str, tuple[Source, int]] = dataclasses.field(default_factory=dict)
+  macros: dict[str, tuple[Source, int]] = dataclasses.field(
+    default_factory=dict
+  )
+  references: set[str] = dataclasses.field(default_factory=set)
+
+
+def _raise(error: ConfigError) -> None:
+  raise error
+
+
+def scan(
+  sources: Sequence[Source],
+  roots: Sequence[str] | None = ('compare',),
+  problem: Callable[[ConfigError], None] = _raise,
+) -> Found:
+  """Where names are bound, those of included files too.
+
+  Args:
+    sources: Files and bindings.
+    roots: Configurables that are run; None: whatever is bound.
+    problem: Is told of names that are unknown, or that no root uses.
+
+  Raises:
+    ConfigError: the first problem, if nothing else is to be done with it.
+  """
+  scanner = _Scanner(roots, problem)
+  for source in sources:
+    scanner.walk(source)
+  scanner.finish()
+  return scanner.found
+
+
+class _Scanner:
+  """The state of a scan."""
+
+  def __init__(self, roots, problem):
+    self.found = Found()
+    self._roots, self._problem = roots, problem
+    self._used: list[tuple[Source, int, Reference]] = []
+    self._configured: list[tuple[Source, int, str]] = []
+    self._included: set[str] = set()
+
+  @contextlib.contextmanager
+  def _told(self) -> Iterator[None]:
+    try:
+      yield
+    except ConfigError as error:
+      self._problem(error)
+
+  def walk(self, source: Source) -> None:
+    """All statements of a source."""
+    with self._told():  # a syntax error ends the file
+      for statement in statements(source):
+        with self._told():
+          self._one(source, statement)
+
+  def _one(self, source: Source, statement: Any) -> None:
+    line = statement.location.line_num
+    if isinstance(statement, config_parser.ImportStatement):
+      import_named(source, statement)
+    elif isinstance(statement, config_parser.IncludeStatement):
+      self._include(source, line, statement.filename)
+    elif isinstance(statement, config_parser.BlockDeclaration):
+      check_known(source, line, statement.selector)
+    else:
+      scope, selector, parameter, value, _ = statement
+      self._used += [(source, line, r) for r in references(value)]
+      if not parameter:
+        name = f'{scope}/{selector}' if scope else selector
+        self.found.macros[name] = (source, line)
+        return
+      check_known(source, line, selector, parameter)
+      short = selector.rsplit('.', 1)[-1]
+      if self._roots is not None and short not in self._roots:
+        self._configured.append((source, line, selector))
+      elif scope and self._roots is not None:
+        raise source.at(line, f'nothing uses scope {scope!r} of {short}')
+      else:
+        self.found.bound[f'{short}.{parameter}'] = (source, line)
+
+  def _include(self, source: Source, line: int, filename: str) -> None:
+    try:
+      included = read(filename)
+    except ConfigError as error:
+      raise source.at(line, f'include: {error}') from error
+    if included.name in self._included:
+      raise source.at(line, f'include: {included.name} stands there twice')
+    self._included.add(included.name)
+    self.walk(included)
+
+  def finish(self) -> None:
+    """What needs all statements: are references known, is all used?"""
+    for source, line, reference in self._used:
+      with self._told():
+        self._refer(source, line, reference)
+    self.found.references = {str(reference) for _, _, reference in self._used}
+    used = {name[1:].rsplit('/', 1)[-1] for name in self.found.references}
+    for source, line, selector in self._configured:
+      if selector.rsplit('.', 1)[-1] == 'sweep':
+        self._problem(source.at(line, 'this is a sweep: use mq sweep'))
+      elif selector not in used:
+        self._problem(
+          source.at(line, f'nothing uses {selector}; what is run is compare')
+        )
+
+  def _refer(self, source: Source, line: int, reference: Reference) -> None:
+    kind, name = reference[0], reference[1:]
+    if kind == '@':
+      check_known(source, line, name.rsplit('/', 1)[-1])
+      return
+    known = gin_config._CONSTANTS  # pylint: disable=protected-access
+    if name not in self.found.macros and name not in known:
+      hint = nearest(name, sorted(self.found.macros))
+      raise source.at(line, f'unknown macro %{name}{hint}')
