@@ -23,7 +23,7 @@ from typing import Any
 from matplotlib import figure as mpl
 
 from mq_jax.lab import config
-from mq_jax.report import figures, tables
+from mq_jax.report import figures, style, tables
 
 RESULTS = pathlib.Path(__file__).parent / 'results'
 
@@ -116,7 +116,7 @@ def over_option(
   )
   paper = PAPER_EBW.get(option, {})
   for (quality, bits), model in zip(panels.T, models):
-    for width, marker, color in zip(widths, figures._MARKERS, figures._COLORS):
+    for width, marker, color in zip(widths, style.MARKERS, style.COLORS):
       rows = sorted(
         (r for r in drawn if r['model'] == model and r['bits'] == width),
         key=lambda r: r['options'][option],

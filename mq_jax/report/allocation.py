@@ -44,7 +44,7 @@ _AXES = {
 }
 
 
-def _unit(quantity: str, value: float) -> tuple[float, str]:
+def unit_of(quantity: str, value: float) -> tuple[float, str]:
   """What to divide a quantity by so that `value` reads well, and the unit."""
   _, base = _AXES[quantity]
   if not base:
@@ -76,7 +76,7 @@ def budgets_table(report: Report) -> table.Table:
   out = _frame('budgets')
   _columns(out, 'quantity', ('asked', 'at most', 'achieved', 'room %', 'unit'))
   for budget in report['budgets']:
-    factor, unit = _unit(budget['quantity'], budget['limit'])
+    factor, unit = unit_of(budget['quantity'], budget['limit'])
     out.add_row(
       budget['quantity'],
       budget['asked'],
@@ -88,7 +88,7 @@ def budgets_table(report: Report) -> table.Table:
   asked = {budget['quantity'] for budget in report['budgets']}
   for quantity, value in report['achieved'].items():
     if quantity not in asked:
-      factor, unit = _unit(quantity, value)
+      factor, unit = unit_of(quantity, value)
       out.add_row(quantity, '', '', f'{value / factor:.4f}', '', unit)
   return out
 
@@ -156,7 +156,7 @@ def solvers_table(report: Report) -> table.Table:
   """Solvers under the budgets that were asked for, and uniform candidates."""
   first = report['budgets'][0]['quantity']
   best = report['loss']['test']
-  factor, unit = _unit(first, report['budgets'][0]['limit'])
+  factor, unit = unit_of(first, report['budgets'][0]['limit'])
   out = _frame('solvers under these budgets, and uniform candidates')
   heading = first if unit == first else f'{first}\n[{unit}]'
   _columns(
@@ -228,7 +228,7 @@ def pareto(report: Report) -> mpl.Figure:
   """
   first = report['budgets'][0]['quantity']
   limit = report['budgets'][0]['limit']
-  factor, unit = _unit(first, limit)
+  factor, unit = unit_of(first, limit)
   place = lambda point: point['costs'][first] / factor
   good = lambda points: [p for p in points if p['test'] is not None]
   points, uniform = good(report['front']), good(report['uniform'])

@@ -1,29 +1,13 @@
-"""Figures drawn from result records."""
+"""Quality over bits, drawn from result records."""
 
-import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib import figure as mpl
 from matplotlib import lines, ticker, transforms
-from matplotlib.backends import backend_agg
 
-from mq_jax.report import tables
-
-# Shape tells families apart, so the figure reads the same in grey; the greys
-# of the colours differ too.
-_MARKERS = 'osD^vP*X<>hp'
-_COLORS = (
-  '#1b1b1b',
-  '#0072b2',
-  '#d55e00',
-  '#56b4e9',
-  '#009e73',
-  '#e69f00',
-  '#7a3e9d',
-  '#a0522d',
-)
+from mq_jax.report import style, tables
 
 # Where a label may stand around its point, in points, best first.
 _SPOTS = tuple(
@@ -34,9 +18,12 @@ _SPOTS = tuple(
   for radius in (7, 14, 22, 32, 44)
   for angle in (30, -30, 150, -150, 90, -90, 0, 180, 60, -60, 120, -120)
 )
-
-
 _BESIDE = ((7, 0), (-7, 0))
+
+# With more points in a panel only those of the front get a label; with more
+# rows in the strip they share one; and many points are drawn as pixels, which
+# take less room than as many shapes.
+_MOST_LABELS, _MOST_STRIP, _MOST_SHAPES = 40, 12, 400
 
 
 def _finite(value: Any) -> bool:
@@ -82,6 +69,7 @@ def place_labels(axes, items, obstacles) -> None:
       textcoords='offset points',
       fontsize=7,
       zorder=4,
+      parse_math=False,
     )
     best = None
     for dx, dy in _BESIDE if beside else _SPOTS:
@@ -124,11 +112,13 @@ def quality_over_bits(
   A staircase joins the recipes that none beats in both, a dashed line is the
   unquantized model. A recipe beyond the axis (more than twice the bits per
   byte of the unquantized model) stands in a grey strip at the top, in no order,
-  with an arrow and its value.
+  with an arrow and its value. Of many recipes only those that none beats have
+  labels.
 
   Args:
     records: Result records with `model`, `recipe`, `family`, `ebw`,
-      `bits_per_byte`; those without numbers (failed) are left out.
+      `bits_per_byte`; those without numbers (failed) are left out. A mean may
+      have `bits_per_byte_range`, (least, most), drawn as a bar.
     footnote: Names config and seed, printed below.
     title: Printed above.
 
@@ -146,89 +136,19 @@ def quality_over_bits(
   if not drawn:
     raise ValueError('no figure: no record has both ebw and bits_per_byte')
   models = list(dict.fromkeys(r.get('model', '') for r in drawn))
-  family = lambda r: r.get('family') or str(r.get('recipe'))
-  quantized = [r for r in drawn if family(r) != 'none']
-  families = list(dict.fromkeys(family(r) for r in quantized))
-  look = dict(
-    zip(families, zip(itertools.cycle(_MARKERS), itertools.cycle(_COLORS)))
-  )
+  families = [_family(r) for r in drawn if _family(r) != 'none']
+  look = style.looks(families)
 
-  fig = mpl.Figure(
-    figsize=(1.2 + 5.4 * len(models), 5.2), dpi=150, layout='constrained'
-  )
-  backend_agg.FigureCanvasAgg(fig)  # measures text; no pyplot, no display
+  fig = style.new(1.2 + 5.4 * len(models), 5.2)
   panels = fig.subplots(1, len(models), squeeze=False)[0]
   labels = []
   for axes, model in zip(panels, models):
-    rows = [r for r in quantized if r.get('model', '') == model]
-    reference = next(
-      (r for r in drawn if r.get('model', '') == model and family(r) == 'none'),
-      None,
-    )
-    floor = reference and reference['bits_per_byte']
-    values = [r['bits_per_byte'] for r in rows] + [floor] * bool(reference)
-    top = _ceiling(values, floor)
-    low = min(values)
-    # A strip above the axis' end, a row for each that shares it, so that
-    # their labels find room.
-    beyond = [r for r in rows if r['bits_per_byte'] > top]
-    beyond.sort(key=lambda r: r['ebw'])
-    height = 0.055 * (top - low)
-    strip = {id(r): top + (i + 0.7) * height for i, r in enumerate(beyond)}
-    edge = top + (len(beyond) + 0.5) * height if beyond else top
-    axes.set_ylim(low - 0.06 * (top - low), edge)
-    if beyond:
-      axes.axhspan(top, edge, color='0.95', zorder=0)
-    widths = [r['ebw'] for r in rows] or [reference['ebw']]
-    span = max(max(widths) - min(widths), 0.5)
-    axes.set_xlim(min(widths) - 0.14 * span, max(widths) + 0.22 * span)
-
-    if reference:
-      axes.axhline(floor, color='0.35', lw=1, ls=(0, (5, 3)), zorder=1)
-      axes.annotate(
-        f'unquantized, {reference["ebw"]:g} bits: {floor:.3f}',
-        (0.01, floor),
-        xycoords=('axes fraction', 'data'),
-        xytext=(0, -3),
-        textcoords='offset points',
-        ha='left',
-        va='top',
-        fontsize=7,
-        color='0.25',
-      )
-    front = tables.pareto([(r['ebw'], r['bits_per_byte']) for r in rows])
-    if front:
-      # A staircase: with fewer bits than the next point, the last one is
-      # still the best that can be had.
-      inside = [(x, min(y, top)) for x, y in front]
-      x, y = zip(*inside, (axes.get_xlim()[1], inside[-1][1]))
-      axes.step(x, y, where='post', color='0.55', lw=1.2, zorder=1)
-    items, obstacles = [], []
-    for r in rows:
-      x, y = r['ebw'], r['bits_per_byte']
-      marker, color = look[family(r)]
-      text = str(r['recipe'])
-      if y > top:
-        text = f'{text} \N{UPWARDS ARROW} {y:.2f}'
-        y = strip[id(r)]
-      axes.plot(
-        x, y, marker=marker, color=color, ms=6.5, mec='k', mew=0.5, zorder=3
-      )
-      items.append((x, y, text, id(r) in strip))
-      obstacles.append((x, y))
-    axes.set_title(model, fontsize=10)
-    axes.set_xlabel('effective bit width, ebw [bit/weight]')
-    axes.set_axisbelow(True)
-    axes.grid(True, color='0.9', lw=0.6)
-    axes.xaxis.set_major_locator(ticker.MaxNLocator(8))
-    # No numbers beside the strip, where heights mean nothing.
-    axes.set_yticks(
-      [y for y in axes.get_yticks() if axes.get_ylim()[0] < y <= top]
-    )
-    labels.append((axes, items, obstacles))
+    mine = [r for r in drawn if r.get('model', '') == model]
+    labels.append((axes, *_panel(axes, mine, look)))
+    style.title(axes, model)
   panels[0].set_ylabel('bits per byte of text [bit/byte]')
-  handles = [_entry(look[name], name) for name in families] + [
-    _entry(('', '0.55'), 'Pareto line', ls='-')
+  handles = [_entry(*pair, name) for name, pair in look.items()] + [
+    _entry('', style.LINE, 'Pareto line', ls='-')
   ]
   fig.legend(
     handles=handles,
@@ -238,17 +158,111 @@ def quality_over_bits(
     frameon=False,
     title=title,
   )
-  if footnote:
-    fig.supxlabel(footnote, fontsize=7, color='0.3', ha='left', x=0.01)
+  style.footnote(fig, footnote)
   fig.draw_without_rendering()  # fixes the layout that labels are placed in
   for axes, items, obstacles in labels:
     place_labels(axes, items, obstacles)
   return fig
 
 
-def _entry(look: tuple[str, str], label: str, ls: str = ''):
+def _family(record: Mapping[str, Any]) -> str:
+  return record.get('family') or str(record.get('recipe'))
+
+
+def _panel(axes, records, look) -> tuple[list, list]:
+  """Draw one model; returns labels to place and points not to cover."""
+  rows = [r for r in records if _family(r) != 'none']
+  reference = next((r for r in records if _family(r) == 'none'), None)
+  floor = reference and reference['bits_per_byte']
+  values = [r['bits_per_byte'] for r in rows] + [floor] * bool(reference)
+  top, low = _ceiling(values, floor), min(values)
+  strip, edge = _strip(rows, top, 0.055 * (top - low))
+  axes.set_ylim(low - 0.06 * (top - low), edge)
+  if edge > top:
+    axes.axhspan(top, edge, color=style.BEYOND, zorder=0)
+  few = len(rows) <= _MOST_LABELS
+  if strip and not few:
+    most = max(r['bits_per_byte'] for r in rows)
+    axes.annotate(
+      f'{len(strip)} more, up to {most:.2f}',
+      (0.99, 0.99),
+      xycoords='axes fraction',
+      ha='right',
+      va='top',
+      fontsize=7,
+    )
+  widths = [r['ebw'] for r in rows] or [reference['ebw']]
+  span = max(max(widths) - min(widths), 0.5)
+  axes.set_xlim(min(widths) - 0.14 * span, max(widths) + 0.22 * span)
+  if reference:
+    _unquantized(axes, floor, reference['ebw'])
+
+  front = tables.pareto([(r['ebw'], r['bits_per_byte']) for r in rows])
+  if front:
+    # A staircase: with fewer bits than the next point, the last one is
+    # still the best that can be had.
+    inside = [(x, min(y, top)) for x, y in front]
+    x, y = zip(*inside, (axes.get_xlim()[1], inside[-1][1]))
+    axes.step(x, y, where='post', color=style.LINE, lw=1.2, zorder=1)
+  items, places = [], {}
+  for r in rows:
+    x, y = r['ebw'], r['bits_per_byte']
+    text, height = str(r['recipe']), strip.get(id(r), y)
+    if id(r) in strip:
+      text = f'{text} \N{UPWARDS ARROW} {y:.2f}'
+    elif 'bits_per_byte_range' in r:
+      ends = [min(end, top) for end in r['bits_per_byte_range']]
+      axes.vlines(x, *ends, color='0.3', lw=1.4, zorder=2.5)
+    places.setdefault(_family(r), []).append((x, height))
+    if few or ((x, y) in front and id(r) not in strip):
+      items.append((x, height, text, id(r) in strip))
+  for name, points in places.items():
+    marker, color = look[name]
+    axes.plot(
+      *zip(*points), marker=marker, color=color, ls='none', mec='k', mew=0.5,
+      ms=6.5 if few else 4.5, zorder=3, rasterized=len(rows) > _MOST_SHAPES,
+    )  # fmt: skip
+  axes.set_xlabel('effective bit width, ebw [bit/weight]')
+  style.grid(axes)
+  axes.xaxis.set_major_locator(ticker.MaxNLocator(8))
+  # No numbers beside the strip, where heights mean nothing.
+  low = axes.get_ylim()[0]
+  axes.set_yticks([y for y in axes.get_yticks() if low < y <= top])
+  obstacles = [p for points in places.values() for p in points]
+  return items, obstacles if few else [item[:2] for item in items]
+
+
+def _strip(rows, top: float, height: float) -> tuple[dict[int, float], float]:
+  """Heights of what lies beyond an axis, by identity, and where they end.
+
+  A line for each that shares the strip, so that their labels find room.
+  """
+  beyond = [r for r in rows if r['bits_per_byte'] > top]
+  beyond.sort(key=lambda r: r['ebw'])
+  if len(beyond) > _MOST_STRIP or len(rows) > _MOST_LABELS:
+    middle, edge = top + 0.5 * height, top + 1.6 * height  # and for words
+    return {id(r): middle for r in beyond}, edge if beyond else top
+  places = {id(r): top + (i + 0.7) * height for i, r in enumerate(beyond)}
+  return places, top + (len(beyond) + 0.5) * height if beyond else top
+
+
+def _unquantized(axes, floor: float, ebw: float) -> None:
+  axes.axhline(floor, color='0.35', lw=1, ls=style.DASHES, zorder=1)
+  axes.annotate(
+    f'unquantized, {ebw:g} bits: {floor:.3f}',
+    (0.01, floor),
+    xycoords=('axes fraction', 'data'),
+    xytext=(0, -3),
+    textcoords='offset points',
+    ha='left',
+    va='top',
+    fontsize=7,
+    color='0.25',
+  )
+
+
+def _entry(marker: str, color: str, label: str, ls: str = ''):
   """A legend entry: a marker, or a line where `ls` says so."""
-  marker, color = look
   return lines.Line2D(
     [], [], marker=marker, color=color, ls=ls, label=label, mec='k', mew=0.5
   )

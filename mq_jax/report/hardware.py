@@ -23,19 +23,20 @@ class Part(NamedTuple):
   hatch: str = ''
 
 
-# Dark and light alternate, and hatches differ: the same in grey.
+# Dark and light alternate, and hatches differ: the same in grey. Dots would be
+# hundreds of outlines in a vector file.
 CYCLES = (
   Part('compute_cycles', 'compute', '#1f4e79'),
   Part('fill_cycles', 'fill and launch', '#f2d16b'),
   Part('stall_noc_cycles', 'waits for network', '#c8553d', '////'),
-  Part('stall_sram_cycles', 'waits for L2 link', '#bfe0ea', '....'),
+  Part('stall_sram_cycles', 'waits for L2 link', '#bfe0ea', '---'),
   Part('stall_dram_cycles', 'waits for DRAM', '#7f7f7f', '\\\\\\'),
 )
 ENERGY = (
   Part('array_pj', 'array', '#1f4e79'),
   Part('noc_pj', 'network', '#f2d16b'),
   Part('sram_pj', 'SRAM', '#c8553d', '////'),
-  Part('dram_pj', 'DRAM', '#bfe0ea', '....'),
+  Part('dram_pj', 'DRAM', '#bfe0ea', '---'),
   Part('leakage_pj', 'leakage or board power', '#7f7f7f', '\\\\\\'),
 )
 

@@ -75,12 +75,35 @@ def csv_text(
 
 def markdown(records: Sequence[Mapping[str, Any]]) -> str:
   """The records as a Markdown table; numbers are right-aligned."""
-  line = lambda cells: '| ' + ' | '.join(cells) + ' |'
   escape = lambda s: s.replace('|', '\\|').replace('\n', ' ')
-  rule = lambda c: '---:' if c.format else '---'
-  rows = [line(escape(cell(r, c)) for c in COLUMNS) for r in records]
-  head = [line(c.heading for c in COLUMNS), line(rule(c) for c in COLUMNS)]
-  return '\n'.join(head + rows) + '\n'
+  return markdown_table(
+    [c.heading for c in COLUMNS],
+    [bool(c.format) for c in COLUMNS],
+    [[escape(cell(r, c)) for c in COLUMNS] for r in records],
+  )
+
+
+def markdown_table(
+  headings: Sequence[str],
+  numbers: Sequence[bool],
+  rows: Sequence[Sequence[str]],
+) -> str:
+  """Lines of a Markdown table.
+
+  Args:
+    headings: Of columns, escaped as all cells are.
+    numbers: Which columns are right-aligned.
+    rows: Of as many cells.
+
+  Examples:
+    >>> print(markdown_table(['x'], [True], [['1']]), end='')
+    | x |
+    | ---: |
+    | 1 |
+  """
+  line = lambda cells: '| ' + ' | '.join(cells) + ' |\n'
+  rule = ['---:' if number else '---' for number in numbers]
+  return ''.join(map(line, (headings, rule, *rows)))
 
 
 def rich_table(

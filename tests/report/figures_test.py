@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from matplotlib import text as mpl_text
 
-from mq_jax.report import figures
+from mq_jax.report import figures, style
 
 
 def record(recipe, family, ebw, bits_per_byte, model='plain'):
@@ -72,7 +72,7 @@ def test_labels_do_not_cover_each_other():
 
 
 def test_families_differ_without_colour():
-  markers = [m for m, _ in zip(figures._MARKERS, range(10))]
+  markers = [m for m, _ in zip(style.MARKERS, range(10))]
   assert len(set(markers)) == 10
 
 
