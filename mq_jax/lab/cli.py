@@ -1,7 +1,7 @@
-"""The `mq` command: run a study, quantize, evaluate, price, allocate bits.
+"""The `mq` command: studies, runs, reports, and single steps of them.
 
-Exit codes: 0 done, 1 a row of a run failed, 2 the input cannot be used (one
-line on standard error says why), 130 interrupted.
+Exit codes: 0 done, 1 a row of a run failed (or two configs differ), 2 the
+input cannot be used (one line on standard error says why), 130 interrupted.
 """
 
 import argparse
@@ -12,15 +12,28 @@ from collections.abc import Sequence
 from mq_jax.lab import process
 from mq_jax.lab.commands import (
   allocate,
+  config,
   cost,
   evaluate,
   quantize,
+  report,
   run,
   runs,
+  sweep,
 )
 
 # In the order of `mq --help`.
-_COMMANDS = (run, runs, quantize, evaluate, cost, allocate)
+_COMMANDS = (
+  run,
+  runs,
+  sweep,
+  report,
+  config,
+  quantize,
+  evaluate,
+  cost,
+  allocate,
+)
 
 _HELP = """\
 Every command has a help of its own: mq COMMAND --help. Compiled programs are

@@ -19,7 +19,7 @@ _DEPTH = 3
 
 # Makes a folder an allocation's.
 ALLOCATION = 'state/setup.json'
-_ARTIFACT = 'manifest.json'
+_SWEEP, _ARTIFACT = 'sweep.json', 'manifest.json'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,8 +28,9 @@ class Entry:
 
   Attributes:
     path: The folder.
-    kind: compare, allocate or artifact.
-    state: finished, running, interrupted, failed or damaged.
+    kind: compare, allocate, sweep or artifact.
+    state: finished, running, interrupted, failed, damaged; idle where it is
+      not known how much there is to do.
     done: Rows, solvers or trials that are there.
     total: As many as there will be; None if that is not known.
     when: When it was begun, as ISO 8601; of an artifact, when it was written.
@@ -76,7 +77,9 @@ def _find(folder: pathlib.Path, depth: int) -> Iterator[Entry]:
 
 
 def kind_of(folder: pathlib.Path) -> str | None:
-  """compare, allocate or artifact; None if it is no run folder."""
+  """compare, allocate, sweep or artifact; None if it is no run folder."""
+  if (folder / _SWEEP).is_file():
+    return 'sweep'
   if (folder / ALLOCATION).is_file():
     return 'allocate'
   for name, kind in ((runs.MARKER, 'compare'), (_ARTIFACT, 'artifact')):
@@ -93,6 +96,7 @@ def describe(folder: pathlib.Path) -> Entry | None:
   describers: dict[str, Callable[[pathlib.Path], Entry]] = {
     'compare': _compare,
     'allocate': _allocate,
+    'sweep': _sweep,
     'artifact': _artifact,
   }
   try:
@@ -133,8 +137,8 @@ def _compare(folder: pathlib.Path) -> Entry:
   if good:
     row = min(good, key=lambda r: (r['bits_per_byte'], r['ebw']))
     best = (
-      f'{row["bits_per_byte"]:.4f} bits/byte at ebw {row["ebw"]:.2f}: '
-      f'{pathlib.Path(row["model"]).name} {row["recipe"]}'
+      f'{row["bits_per_byte"]:.4f} bits/byte, ebw {row["ebw"]:.2f}: '
+      f'{row["recipe"]}'
     )
   return Entry(
     folder,
@@ -187,4 +191,35 @@ def _artifact(folder: pathlib.Path) -> Entry:
     _written(folder / _ARTIFACT),
     str(manifest['model'].get('name') or '-'),
     f'{totals["nbytes"]} bytes, ebw {totals["ebw"]:.3f}: {", ".join(recipes)}',
+  )
+
+
+def _sweep(folder: pathlib.Path) -> Entry:
+  begun = _read(folder / _SWEEP)
+  records = files.read_lines(folder / 'results.jsonl')
+  good = {r['trial'] for r in records} - {
+    r['trial'] for r in records if runs.failed(r)
+  }
+  total = begun.get('trials')
+  objective, best = begun['what']['objectives'][0], ''
+  rows = [r for r in records if r['trial'] in good and r.get(objective)]
+  if rows:
+    row = min(rows, key=lambda r: r[objective])
+    setting = ', '.join(
+      f'{k}={v:.4g}' if isinstance(v, float) else f'{k}={v}'
+      for k, v in row['setting'].items()
+    )
+    best = f'{objective} {row[objective]:.4f}: {setting}'
+  state = _state(folder, len(good) == total)
+  if total is None and state == 'interrupted':
+    state = 'idle'
+  return Entry(
+    folder,
+    'sweep',
+    state,
+    len(good),
+    total,
+    begun['begun'],
+    begun['name'],
+    best,
   )

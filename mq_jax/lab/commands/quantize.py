@@ -37,13 +37,21 @@ def _quantize(arguments: argparse.Namespace) -> int:
   from rich import console
 
   from mq_jax import artifacts, calibration, plans, recipes, sites
-  from mq_jax.lab import comparison, config, measure, opening, progress
+  from mq_jax.lab import (
+    comparison,
+    config,
+    files,
+    measure,
+    opening,
+    progress,
+  )
 
   shared.positive(arguments, 'windows', 'batch')
   options = {} if arguments.bits is None else {'bits': arguments.bits}
   options |= config.options(arguments.set)
   recipe = recipes.make(arguments.recipe, **options)
   artifacts.check_target(arguments.out)
+  files.check_writable(arguments.out)
   text = measure.calibration_text(arguments.calibration)
   model = opening.open_any(arguments.model)
   if comparison.has_packed(model.params):

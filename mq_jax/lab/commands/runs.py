@@ -75,9 +75,10 @@ def _runs(arguments: argparse.Namespace) -> int:
 
 
 def _state(entry) -> str:
-  if entry.state == 'finished' or entry.total is None:
+  if entry.state == 'finished':
     return entry.state
-  return f'{entry.state}, {entry.done} of {entry.total}'
+  total = 'some' if entry.total is None else entry.total
+  return f'{entry.state}, {entry.done} of {total}'
 
 
 def _kind(folder: pathlib.Path) -> str:
@@ -102,6 +103,8 @@ def _show(arguments: argparse.Namespace) -> int:
     return _show_comparison(folder)
   if kind == 'allocate':
     return _show_allocation(folder)
+  if kind == 'sweep':
+    return _show_sweep(folder)
   from mq_jax.lab import listing
 
   entry = listing.describe(folder)
@@ -162,6 +165,20 @@ def _show_allocation(folder: pathlib.Path) -> int:
     if free:
       output.write(checkpoints.Folder(folder), report)
   output.show(report, folder)
+  return 0
+
+
+def _show_sweep(folder: pathlib.Path) -> int:
+  from rich import console
+
+  from mq_jax.lab import files
+  from mq_jax.lab.sweeping import output
+
+  begun = json.loads((folder / 'sweep.json').read_text('utf-8'))
+  objectives = begun['what']['objectives']
+  records = files.read_lines(folder / output.RESULTS)
+  found = output.summaries(records, objectives)
+  console.Console().print(output.best_table(found, objectives))
   return 0
 
 
