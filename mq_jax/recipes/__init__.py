@@ -1,6 +1,12 @@
 """Published systems as compositions: one file each.
 
 A factory takes plain options and returns a `Recipe`; `make` does so by name.
+
+An installed package adds recipes of its own to the names that `make`, plans
+and the `mq` command know, by an entry point in its pyproject.toml:
+
+[project.entry-points.'mq_jax.recipes']
+ternary = 'my_package.recipes:ternary'
 """
 
 import difflib
@@ -8,7 +14,8 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from mq_jax.recipes._recipe import Recipe, Rows
+from mq_jax.recipes import _plugins
+from mq_jax.recipes._recipe import Recipe, Rows, recipe
 from mq_jax.recipes.awq import awq
 from mq_jax.recipes.blocks import BlockParts, blocks
 from mq_jax.recipes.fineq import fineq
@@ -43,17 +50,23 @@ def _unknown(kind: str, name: str, known) -> ValueError:
 def make(name: str, **options: Any) -> Recipe:
   """A recipe by name, with the options of its factory.
 
+  Names of other packages are looked up when none of ours fits; ours can't be
+  replaced.
+
   Raises:
-    ValueError: for an unknown name or option (with the nearest ones), or an
-      option out of range.
+    ValueError: for an unknown name or option (with the nearest ones), an
+      option out of range, or a package whose recipe can't be loaded.
 
   Examples:
     >>> make('gptq', bits=3).label
     'gptq(bits=3)'
   """
-  if name not in _FACTORIES:
-    raise _unknown('unknown recipe', name, NAMES)
-  factory = _FACTORIES[name]
+  if name in _FACTORIES:
+    factory = _FACTORIES[name]
+  elif (found := _plugins.find(name)) is not None:
+    factory = found
+  else:
+    raise _unknown('unknown recipe', name, (*NAMES, *_plugins.names(NAMES)))
   known = tuple(inspect.signature(factory).parameters)
   for option in options:
     if option not in known:
@@ -93,5 +106,6 @@ __all__ = [
   'microscopiq',
   'none',
   'olive',
+  'recipe',
   'rtn',
 ]

@@ -5,38 +5,9 @@ import itertools
 import numpy as np
 
 from mq_jax import allocation
+from mq_jax.testing import random_problem as draw
 
-
-def draw(rng, sites, candidates, quantities, *, whole=False, room=None):
-  """A problem, perhaps with ties, missing candidates and equal numbers.
-
-  Each budget is `room` of the way from the least cost to the most; drawn if
-  left out. Two of them may be impossible together.
-  """
-  l, c, q = sites, candidates, quantities
-  if whole:
-    sensitivity = rng.integers(0, 5, (l, c)).astype(float)
-    cost = rng.integers(0, 9, (q, l, c)).astype(float)
-  else:
-    sensitivity, cost = rng.gamma(1.0, 1.0, (l, c)), rng.random((q, l, c))
-  missing = rng.random((l, c)) < 0.15
-  missing[np.arange(l), rng.integers(c, size=l)] = False
-  sensitivity[missing] = np.inf
-  ties = []
-  if l > 2 and rng.random() < 0.5:
-    pair = rng.permutation(l)[:2]
-    if not missing[pair].any(axis=0).all():
-      ties.append(pair.tolist())
-  names = [f'q{k}' for k in range(q)]
-  problem = allocation.make_problem(
-    sensitivity, dict(zip(names, cost)), {}, ties=ties
-  )
-  reduced, _ = allocation.collapse(problem)
-  least = np.where(reduced.allowed, reduced.cost, np.inf).min(axis=2)
-  most = np.where(reduced.allowed, reduced.cost, -np.inf).max(axis=2)
-  least, most = least.sum(axis=1), most.sum(axis=1)
-  share = rng.uniform(0.0, 0.9, q) if room is None else np.full(q, room)
-  return problem.with_budget(**dict(zip(names, least + share * (most - least))))
+__all__ = ['RELEASED', 'draw', 'hawq_v3', 'loss', 'ranking']
 
 
 def ranking(problem):
