@@ -24,7 +24,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scipy.stats import qmc
 
 # Samplers whose settings are known before the first is tried, and those that
 # learn from the results of earlier ones.
@@ -221,6 +220,8 @@ class Space:
       every = itertools.islice(itertools.product(*parts), trials)
       return [self.setting(values) for values in every]
     if sampler == 'sobol':
+      from scipy.stats import qmc  # late: a second of imports
+
       engine = qmc.Sobol(len(self.axes), scramble=True, rng=seed)
       # Powers of two are what the sequence is balanced in; scipy warns of
       # others, but a prefix is what a sweep that may grow has to take.

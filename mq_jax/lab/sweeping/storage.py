@@ -8,6 +8,7 @@ and one of a slow process is never taken from it.
 
 import contextlib
 import hashlib
+import importlib.util
 import os
 import pathlib
 import uuid
@@ -109,6 +110,7 @@ class Journal:
     try:
       self.optuna = optuna.storages.JournalStorage(backend)
     except (ValueError, KeyError, TypeError) as error:
+      self.close()
       raise runs.RunError(f'{path}: not a journal: {error}') from error
 
   @contextlib.contextmanager
@@ -157,6 +159,7 @@ class Postgres:
       self.shown = parsed.render_as_string(hide_password=True)
       if parsed.get_backend_name() != 'postgresql':
         raise ValueError('not a postgresql:// address')
+      parsed = _with_driver(parsed)
       connect = {'connect_timeout': 10}
       self._engine = sqlalchemy.create_engine(
         parsed, connect_args=connect, isolation_level='AUTOCOMMIT'
@@ -169,7 +172,8 @@ class Postgres:
       # Tables are made once, whoever is first.
       with self.exclusive():
         found = optuna.storages.RDBStorage(
-          url, engine_kwargs={'connect_args': connect}
+          parsed.render_as_string(hide_password=False),
+          engine_kwargs={'connect_args': connect},
         )
     except ModuleNotFoundError as error:
       raise runs.RunError(
@@ -217,6 +221,16 @@ class Postgres:
     self._engine.dispose()
     self.optuna.remove_session()
     self.optuna.engine.dispose()
+
+
+def _with_driver(parsed: Any) -> Any:
+  """An address with the driver that is installed, where it names none."""
+  if parsed.drivername != 'postgresql':
+    return parsed
+  known = ('psycopg', 'psycopg2')
+  there = [name for name in known if importlib.util.find_spec(name)]
+  driver = there[0] if there else known[-1]
+  return parsed.set(drivername=f'postgresql+{driver}')
 
 
 def _key(text: str) -> int:
