@@ -229,7 +229,9 @@ def _panel(axes, records, look) -> tuple[list, list]:
   low = axes.get_ylim()[0]
   axes.set_yticks([y for y in axes.get_yticks() if low < y <= top])
   obstacles = [p for points in places.values() for p in points]
-  return items, obstacles if few else [item[:2] for item in items]
+  if len(rows) > _MOST_SHAPES:  # labels find no place between so many
+    obstacles = [item[:2] for item in items]
+  return items, obstacles
 
 
 def _strip(rows, top: float, height: float) -> tuple[dict[int, float], float]:

@@ -57,10 +57,13 @@ def read(path: pathlib.Path) -> Source:
     raise files.RunError(f'{where}: has no entries{_OTHER}')
   from mq_jax.lab import costing  # jax with it: only where it is needed
 
-  entries = [
-    entry | {'grouped': costing.grouped(entry['sites'])}
-    for entry in report['entries']
-  ]
+  try:
+    entries = [
+      entry | {'grouped': costing.grouped(entry['sites'])}
+      for entry in report['entries']
+    ]
+  except KeyError as error:
+    raise files.RunError(f'{where}: has no {error}{_OTHER}') from None
   config: dict[str, Any] = {
     name: report.get(name) for name in ('model', 'phase', 'batch', 'context')
   }
