@@ -112,7 +112,10 @@ def check_writable(path: str | os.PathLike) -> None:
   place = pathlib.Path(path).absolute()
   while not os.path.lexists(place):
     place = place.parent
-  if place.is_dir() and not os.access(place, os.W_OK | os.X_OK):
+  effective = os.access in os.supports_effective_ids
+  if place.is_dir() and not os.access(
+    place, os.W_OK | os.X_OK, effective_ids=effective
+  ):
     raise PermissionError(
       f'{path}: {place} cannot be written; choose another folder with --out'
     )
