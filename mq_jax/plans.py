@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mq_jax import quantize, recipes
+from mq_jax import quantize, recipes, sharding
 from mq_jax import sites as sites_lib
 from mq_jax.calibration import Statistics
 from mq_jax.quantize import QuantizedMatrix
@@ -139,6 +139,8 @@ def _quantize_chunk(
   recipe: Recipe, members: Sequence[tuple[Site, jax.Array, Any]]
 ) -> dict[Site, QuantizedMatrix]:
   """Sites of one shape and recipe, by one program."""
+  # On a mesh, of these matrices each device has its own copy.
+  members = [(s, *sharding.whole((leaf, h))) for s, leaf, h in members]
   matrices = [site.matrix(leaf) for site, leaf, _ in members]
   stack = lambda arrays: jnp.concatenate(
     [x.astype(jnp.float32).reshape(-1, *x.shape[-2:]) for x in arrays]

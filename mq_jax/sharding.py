@@ -155,10 +155,10 @@ def is_first() -> bool:
 
 
 def agreed(number: int) -> int:
-  """A number of the first process, on all of them."""
+  """A number of the first process, of 31 bits, on all of them."""
   if jax.process_count() == 1:
     return number
-  found = multihost_utils.broadcast_one_to_all(np.array(number, np.int64))
+  found = multihost_utils.broadcast_one_to_all(np.array(number, np.int32))
   return int(found)
 
 

@@ -32,9 +32,7 @@ def outcome(folder, data=1, model=1) -> dict:
   found = sites.find(apply, params, inputs[0])
   found = tuple(s for s in found if 'self_attn' in s.name)[:4]
   statistics = calibration.calibrate(apply, params, list(inputs), sites=found)
-  statistics = sharding.whole(statistics)
-  params = sharding.whole(params)
-  gram = statistics[found[1].name].gram
+  gram = sharding.to_host(statistics[found[1].name].gram)
 
   choices = [recipes.rtn(bits=b, group=16) for b in (2, 3, 4)]
   plan = plans.uniform(found, choices[1])
@@ -57,7 +55,7 @@ def outcome(folder, data=1, model=1) -> dict:
   return {
     'devices': jax.device_count(),
     'nll': score.nll,
-    'gram': np.asarray(gram, np.float64).tolist(),
+    'gram': gram.astype(np.float64).tolist(),
     'table': table.tolist(),
     'choice': front.choices[0].tolist(),
     'loss': float(front.losses[0]),

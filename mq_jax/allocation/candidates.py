@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mq_jax import layouts, plans, quantize
+from mq_jax import layouts, plans, quantize, sharding
 from mq_jax import recipes as recipes_lib
 from mq_jax import sites as sites_lib
 from mq_jax._pytrees import pytree_dataclass, static
@@ -138,6 +138,7 @@ def make(
     stacked = jnp.stack([m.dequantize() for m in matrices])
     gram = None if statistics is None else statistics[site.name].gram
     original = site.matrix(sites_lib.get(params, site))
+    gram, original = sharding.whole((gram, original))
     values[site.name] = jax.vmap(site.unmatrix)(stacked)
     if blocks == 1:
       bits.append([8 * matrix.nbytes for matrix in matrices])

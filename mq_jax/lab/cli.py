@@ -50,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   arguments.argv = argv  # runs write it down
   process.use_compile_cache()
   try:
+    process.join(getattr(arguments, 'distributed', None))
     with process.watched(
       getattr(arguments, 'debug_nans', False), getattr(arguments, 'trace', None)
     ):
@@ -108,6 +109,12 @@ def _add_global(parser: argparse.ArgumentParser) -> None:
     '--trace',
     metavar='DIR',
     help="write a trace of JAX's profiler there, for TensorBoard or Perfetto",
+  )
+  add(
+    '--distributed',
+    metavar='HOST:PORT,PROCESS,PROCESSES|auto',
+    help='this is one of several processes that share the devices of --mesh; '
+    'the first (0) listens at the address, and writes',
   )
   for action in parser._actions:  # argparse names no public way to subparsers
     if isinstance(action, argparse._SubParsersAction):

@@ -97,7 +97,7 @@ def check(
   found after the first model's rows would cost them.
   """
   for name in study.models:
-    model = opening.open_any(name)
+    model = opening.open_any(name, study.mesh)
     if has_packed(model.params):
       raise ValueError(f'{name}: is quantized already; compare plain models')
     for source in (text, calibration_text):
@@ -156,7 +156,7 @@ class Bench:
     display: progress.Display,
   ):
     self._study, self._display = study, display
-    self.model = model = opening.open_any(name)
+    self.model = model = opening.open_any(name, study.mesh)
     self._name = name
     self._windows = measure.windows(model, text, study.windows)
     batches = measure.calibration_batches(

@@ -44,6 +44,7 @@ class Study:
   batch: int
   artifact: str | None
   seed: int
+  mesh: str | None = None
 
   def as_dict(self) -> dict[str, Any]:
     """Plain JSON data, equal for equal studies."""
@@ -130,6 +131,20 @@ def _path(field: str, value: Any) -> str | None:
   return value
 
 
+def _mesh(value: Any) -> str | None:
+  if value is None:
+    return None
+  if not isinstance(value, str):
+    raise FieldError('mesh', f"needs the form 'data=4,model=2', got {value!r}")
+  from mq_jax import sharding  # late: `mq --help` needs no jax
+
+  try:
+    sharding.read_mesh(value)
+  except ValueError as error:
+    raise FieldError('mesh', str(error), value) from error
+  return value
+
+
 def compare(
   models=gin.REQUIRED,
   recipes=gin.REQUIRED,
@@ -140,6 +155,7 @@ def compare(
   batch=8,
   artifact=None,
   seed=0,
+  mesh=None,
 ) -> Study:
   """Compare recipes on models: what `mq run` runs.
 
@@ -156,6 +172,8 @@ def compare(
     artifact: Label of the row whose packed artifact is kept, on the first of
       the models.
     seed: Seed of all random choices.
+    mesh: Devices that share the work, as 'data=4,model=2': batches are divided
+      one way, weights the other. None is one device.
 
   Returns:
     The study, every name and value checked.
@@ -194,6 +212,7 @@ def compare(
     batch=_number('batch', batch, 1),
     artifact=artifact,
     seed=_number('seed', seed, 0),
+    mesh=_mesh(mesh),
   )
 
 

@@ -7,25 +7,37 @@ from typing import Any
 
 import tokenizers
 
-from mq_jax import artifacts
+from mq_jax import artifacts, sharding
 from mq_jax.models import bundled, huggingface, llama
 
 LanguageModel = huggingface.LanguageModel
 
 
-def open_any(name_or_path: str | os.PathLike) -> LanguageModel:
+def open_any(
+  name_or_path: str | os.PathLike, mesh: str | None = None
+) -> LanguageModel:
   """A bundled model, a Hugging Face folder or name, or an artifact.
+
+  Args:
+    name_or_path: Of the model.
+    mesh: Devices that compute it, as 'data=4,model=2'; see `sharding`.
 
   Returns:
     The model; of an artifact, `params` holds packed matrices.
 
   Raises:
-    ValueError: if it is none of them, or is refused by its reader.
+    ValueError: if it is none of them, or is refused by its reader, or there
+      are too few devices.
     FileNotFoundError: if a file of it is missing.
   """
+  devices = None
+  if mesh is not None:
+    devices = sharding.make_mesh(**sharding.read_mesh(mesh))
   if artifacts.is_artifact(name_or_path):
-    return _from_artifact(pathlib.Path(name_or_path))
-  return bundled.open_model(name_or_path)
+    model = _from_artifact(pathlib.Path(name_or_path))
+  else:
+    model = bundled.open_model(name_or_path)
+  return model if devices is None else sharding.on_mesh(model, devices)
 
 
 def save_artifact(

@@ -48,6 +48,7 @@ def tiny(study: config.Study) -> tuple[config.Study, tuple[str, ...]]:
     windows=min(study.windows, _WINDOWS),
     calibration_windows=min(study.calibration_windows, _WINDOWS),
     batch=min(study.batch, _WINDOWS),
+    mesh=None,
     artifact=study.artifact if study.artifact in labels else None,
     **texts,
   )

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mq_jax import calibration, hardware
+from mq_jax import calibration, hardware, sharding
 from mq_jax.allocation import candidates as candidates_lib
 from mq_jax.allocation import losses
 from mq_jax.evaluation import perplexity
@@ -74,6 +74,7 @@ class Ask:
   batch: int = 8
   blocks: int | None = None
   axis: str | None = None
+  mesh: str | None = None
 
 
 class Windows(NamedTuple):
@@ -219,6 +220,9 @@ def open_bench(ask: Ask) -> Bench:
     raise ValueError(
       f'{ask.text}: is both --text and --calibration; test on another text'
     )
+  devices = None
+  if ask.mesh is not None:
+    devices = sharding.make_mesh(**sharding.read_mesh(ask.mesh))
   opened = costing.open_model(
     ask.model, ask.phase, batch=ask.sequences, context=ask.context
   )
@@ -228,6 +232,8 @@ def open_bench(ask: Ask) -> Bench:
       f'{ask.model}: {what}; an allocation needs a model with plain weights'
     )
   model, names = opened.language_model, list(opened.workload.names)
+  if devices is not None:
+    model = sharding.on_mesh(model, devices)
   kept = asking.exclude(ask.exclude, names)
   sites = tuple(opened.sites[i] for i in kept)
   own = [site.name for site in sites]
@@ -286,7 +292,7 @@ def _digest(params: Any) -> str:
   """Of names, shapes, types and values."""
   found = hashlib.sha256()
   for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-    array = np.asarray(leaf)
+    array = sharding.to_host(leaf)
     head = f'{jax.tree_util.keystr(path)} {array.dtype} {array.shape}\n'
     found.update(head.encode())
     found.update(np.ascontiguousarray(array).tobytes())
@@ -339,6 +345,7 @@ def fingerprint(bench: Bench) -> dict[str, Any]:
     'batch': ask.batch,
     'blocks': ask.blocks,
     'axis': ask.axis,
+    'mesh': ask.mesh,
     'texts': bench.windows.texts,
     'versions': runs.versions(),
     'device': f'{jax.default_backend()}: {jax.devices()[0].device_kind}',

@@ -1,7 +1,6 @@
 """`mq allocate`: a plan of mixed precision under budgets."""
 
 import argparse
-import pathlib
 
 from mq_jax.lab.commands import shared
 
@@ -129,6 +128,7 @@ def add(commands) -> None:
     ('seed', 0, 'of all random choices'),
     ('blocks', None, 'parts of a site that choose by themselves'),
   )
+  shared.add_mesh(allocate)
   allocate.add_argument('--axis', choices=('rows', 'columns'), help='of blocks')
   allocate.add_argument(
     '--artifact', action='store_true', help='write the packed model too'
@@ -151,6 +151,7 @@ def _allocate(arguments: argparse.Namespace) -> int:
     files,
     journal,
     listing,
+    processes,
     progress,
   )
 
@@ -212,15 +213,16 @@ def _allocate(arguments: argparse.Namespace) -> int:
     batch=arguments.batch,
     blocks=arguments.blocks,
     axis=arguments.axis,
+    mesh=arguments.mesh,
   )
-  files.check_writable(arguments.out)
-  folder = pathlib.Path(arguments.out)
-  with journal.Journal(folder, listing.ALLOCATION, arguments.argv) as log:
-    report = allocating.run(
-      ask,
-      arguments.out,
-      progress.Display(console.Console(stderr=True), log),
-      artifact=arguments.artifact,
-    )
+  with processes.folder(arguments.out) as folder:
+    files.check_writable(folder)
+    with journal.Journal(folder, listing.ALLOCATION, arguments.argv) as log:
+      report = allocating.run(
+        ask,
+        folder,
+        progress.Display(console.Console(stderr=True), log),
+        artifact=arguments.artifact,
+      )
   allocating.show(report, arguments.out)
   return 0

@@ -17,6 +17,7 @@ def add(commands) -> None:
   shared.add_model(evaluate)
   evaluate.add_argument('--text', required=True, metavar='FILE')
   shared.add_windows(evaluate, 'evaluate', None)
+  shared.add_mesh(evaluate)
   evaluate.add_argument(
     '--json', action='store_true', help='print one JSON object and nothing else'
   )
@@ -29,7 +30,7 @@ def _eval(arguments: argparse.Namespace) -> int:
 
   shared.positive(arguments, 'windows', 'batch')
   text = measure.evaluation_text(arguments.text)
-  model = opening.open_any(arguments.model)
+  model = opening.open_any(arguments.model, arguments.mesh)
   windows = measure.windows(model, text, arguments.windows)
   start = time.perf_counter()
   scores = measure.scores(model, model.params, windows, arguments.batch)

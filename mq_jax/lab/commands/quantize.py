@@ -28,6 +28,7 @@ def add(commands) -> None:
     help='UTF-8 text to calibrate on (default: the docs corpus)',
   )
   shared.add_windows(quantize, 'calibrate on', 64)
+  shared.add_mesh(quantize)
   quantize.add_argument('--seed', type=int, default=0)
   quantize.add_argument('--out', required=True, metavar='DIR')
   quantize.set_defaults(command=_quantize)
@@ -43,6 +44,7 @@ def _quantize(arguments: argparse.Namespace) -> int:
     files,
     measure,
     opening,
+    processes,
     progress,
   )
 
@@ -53,7 +55,7 @@ def _quantize(arguments: argparse.Namespace) -> int:
   artifacts.check_target(arguments.out)
   files.check_writable(arguments.out)
   text = measure.calibration_text(arguments.calibration)
-  model = opening.open_any(arguments.model)
+  model = opening.open_any(arguments.model, arguments.mesh)
   if comparison.has_packed(model.params):
     raise ValueError(f'{arguments.model}: is quantized already')
   batches = measure.calibration_batches(
@@ -72,7 +74,8 @@ def _quantize(arguments: argparse.Namespace) -> int:
     packed, seconds = comparison.quantize(
       model, recipe, found, statistics, display.steps(arguments.recipe)
     )
-    manifest = opening.save_artifact(arguments.out, model, packed)
+    with processes.folder(arguments.out) as out:
+      manifest = opening.save_artifact(out, model, packed)
   totals = manifest['totals']
   status = measure.status_of(plans.records(packed))
   print(

@@ -109,21 +109,35 @@ def go(
   """
   from rich import console
 
-  from mq_jax.lab import comparison, files, journal, progress, runs
+  from mq_jax.lab import (
+    comparison,
+    files,
+    journal,
+    processes,
+    progress,
+    runs,
+  )
   from mq_jax.report import tables
 
-  files.check_writable(path)
-  # Another run is not moved; it is refused below.
-  if force and runs.is_run(path) and runs.read(path)[0]['run'] == study.digest:
-    print(f'mq: what was there is in {runs.set_aside(path)}', file=sys.stderr)
-  with journal.Journal(path, runs.MARKER, argv) as log:
-    records = comparison.run(
-      study,
-      path,
-      operative=operative,
-      name=name,
-      display=progress.Display(console.Console(stderr=True), log),
-    )
+  with processes.folder(path) as folder:
+    files.check_writable(folder)
+    # Another run is not moved; it is refused below.
+    if (
+      force
+      and runs.is_run(folder)
+      and runs.read(folder)[0]['run'] == study.digest
+    ):
+      print(
+        f'mq: what was there is in {runs.set_aside(folder)}', file=sys.stderr
+      )
+    with journal.Journal(folder, runs.MARKER, argv) as log:
+      records = comparison.run(
+        study,
+        folder,
+        operative=operative,
+        name=name,
+        display=progress.Display(console.Console(stderr=True), log),
+      )
   out = console.Console()
   out.print(tables.rich_table(comparison.shown(records)))
   if kept:

@@ -22,6 +22,16 @@ def add_model(parser: argparse.ArgumentParser) -> None:
   )
 
 
+def add_mesh(parser: argparse.ArgumentParser) -> None:
+  """The option --mesh."""
+  parser.add_argument(
+    '--mesh',
+    metavar='data=N,model=M',
+    help='devices that share the work: batches are divided by N, weights by M '
+    '(default: one device)',
+  )
+
+
 def add_windows(
   parser: argparse.ArgumentParser, what: str, default: int | None
 ) -> None:
