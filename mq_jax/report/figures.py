@@ -204,23 +204,30 @@ def _panel(axes, records, look) -> tuple[list, list]:
     inside = [(x, min(y, top)) for x, y in front]
     x, y = zip(*inside, (axes.get_xlim()[1], inside[-1][1]))
     axes.step(x, y, where='post', color=style.LINE, lw=1.2, zorder=1)
-  items, places = [], {}
+  # Of many, those of the front, one for each point, evenly if still many.
+  stride = math.ceil(len(front) / _MOST_LABELS) if front else 1
+  labelled = set(front[::stride])
+  place = lambda r: (r['ebw'], r['bits_per_byte'])
+  named = {place(r): r for r in reversed(rows) if place(r) in labelled}
+  items, places, spread = [], {}, []
   for r in rows:
     x, y = r['ebw'], r['bits_per_byte']
     text, height = str(r['recipe']), strip.get(id(r), y)
     if id(r) in strip:
       text = f'{text} \N{UPWARDS ARROW} {y:.2f}'
     elif 'bits_per_byte_range' in r:
-      ends = [min(end, top) for end in r['bits_per_byte_range']]
-      axes.vlines(x, *ends, color='0.3', lw=1.4, zorder=2.5)
+      spread.append((x, *(min(y, top) for y in r['bits_per_byte_range'])))
     places.setdefault(_family(r), []).append((x, height))
-    if few or ((x, y) in front and id(r) not in strip):
+    if few or (r is named.get((x, y)) and id(r) not in strip):
       items.append((x, height, text, id(r) in strip))
+  many = len(rows) > _MOST_SHAPES
+  if spread:  # all at once: one by one they take a second for each hundred
+    axes.vlines(*zip(*spread), color='0.3', lw=1.4, zorder=2.5, rasterized=many)
   for name, points in places.items():
     marker, color = look[name]
     axes.plot(
       *zip(*points), marker=marker, color=color, ls='none', mec='k', mew=0.5,
-      ms=6.5 if few else 4.5, zorder=3, rasterized=len(rows) > _MOST_SHAPES,
+      ms=6.5 if few else 4.5, zorder=3, rasterized=many,
     )  # fmt: skip
   axes.set_xlabel('effective bit width, ebw [bit/weight]')
   style.grid(axes)
@@ -229,7 +236,7 @@ def _panel(axes, records, look) -> tuple[list, list]:
   low = axes.get_ylim()[0]
   axes.set_yticks([y for y in axes.get_yticks() if low < y <= top])
   obstacles = [p for points in places.values() for p in points]
-  if len(rows) > _MOST_SHAPES:  # labels find no place between so many
+  if many:  # labels find no place between so many
     obstacles = [item[:2] for item in items]
   return items, obstacles
 

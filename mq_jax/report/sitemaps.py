@@ -85,13 +85,13 @@ def _maps(runs, benches, field, label, logarithmic=False) -> Iterator[Block]:
 
 def _columns(runs, benches, model, field, positive) -> list[_Column]:
   """What is known of a model's sites: of quantized rows, means over seeds."""
-  found = []
+  found, by_name = [], {group.name: group for group in runs}
   for bench in benches:
     if bench.model != model:
       continue
     front = {id(row) for row in results.front_of(bench.quantized)}
     for row in bench.quantized:
-      (group,) = (group for group in runs if group.name == row['runs'])
+      group = by_name[row['runs']]
       values: dict[str, list[float]] = {}
       for source in group.sources:
         sites = source.sites.get((model, row['recipe']), {})

@@ -319,7 +319,7 @@ def test_damage_is_named_by_file_and_line(
   [
     (lambda r: r.pop('uniform'), "has no 'uniform'; it was made by another"),
     (lambda r: r['front'][0].update(solver='new'), "no solver 'new'"),
-    (lambda r: r['sites'][0].update(ebw='x'), 'sites: damaged'),
+    (lambda r: r['sites'][0].update(ebw='x'), 'sites: 0: damaged: ebw'),
     (lambda r: r['budgets'].clear(), 'has no budgets'),
   ],
 )
