@@ -6,7 +6,7 @@ import numpy as np
 import oracles
 import pytest
 
-from mq_jax import recipes
+from mq_jax import quantize, recipes
 from mq_jax.quantize import quantize_matrix
 
 
@@ -103,3 +103,43 @@ def test_meta_exists_only_where_outliers_are():
   assert packed.buffers['mxscale'].size == 4
   assert packed.buffers['permutation'].size == 4 * 3
   assert packed.nbytes == 4 * (256 // 4 + 2 + 4) + 4 * 4
+
+
+def test_clipped_inliers_are_those_of_the_oracle_on_clipped_weights():
+  weight = student((8, 128))
+  recipe = recipes.microscopiq(bits=2, sigma=2.5, inlier_clip=0.6)
+  found = np.asarray(quantize_matrix(weight, recipe))
+  for row, values in zip(np.asarray(weight), found, strict=True):
+    centred = np.abs(row - row.mean())
+    deviation = np.sqrt(np.mean((row - row.mean()) ** 2))
+    outlier = centred > 2.5 * deviation
+    # At most one outlier in each micro-block of 8 here, so that all are kept,
+    # and the least of their neighbours is pruned.
+    kept = np.ones(128, bool)
+    for start in range(0, 128, 8):
+      part = slice(start, start + 8)
+      count = int(outlier[part].sum())
+      cost = np.where(outlier[part], np.inf, np.abs(row[part]))
+      kept[start + np.argsort(cost, kind='stable')[:count]] = False
+    inlier = kept & ~outlier
+    limit = np.float32(0.6) * np.abs(row[inlier]).max()
+    clipped = np.clip(row[inlier], -limit, limit)
+    errors = []
+    for exponent in range(-20, 1):
+      level = np.clip(np.round(clipped / 2.0**exponent), -1, 1)
+      errors.append((np.sum((level * 2.0**exponent - clipped) ** 2), exponent))
+    scale = 2.0 ** min(errors)[1]
+    expected = np.clip(np.round(clipped / scale), -1, 1) * scale
+    np.testing.assert_allclose(values[inlier], expected, rtol=1e-6)
+  plain = recipes.microscopiq(bits=2, sigma=2.5)
+  compiled = quantize._quantize_batch._cache_size()
+  assert np.any(found != np.asarray(quantize_matrix(weight, plain)))
+  assert quantize._quantize_batch._cache_size() == compiled  # it is a leaf
+
+
+@pytest.mark.parametrize(
+  'options', [{'inlier_clip': 0.0}, {'inlier_clip': 0.9, 'axis': 'in'}]
+)
+def test_clips_that_do_not_fit_are_refused(options):
+  with pytest.raises(ValueError, match='inlier_clip'):
+    recipes.microscopiq(**options)
