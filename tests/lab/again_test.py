@@ -130,7 +130,8 @@ def test_an_allocation_is_resumed_by_its_own_command(
     asked.append((ask.model, ask.steps, str(out), artifact, os.getcwd()))
     state = pathlib.Path(out) / 'state'
     display.say('packed')
-    assert not (state.parent / 'command.json').exists()
+    begun = (state / 'setup.json').exists()
+    assert (state.parent / 'command.json').exists() == begun
     state.mkdir(parents=True, exist_ok=True)
     (state / 'setup.json').write_text('{"model": "m", "solvers": ["a", "b"]}')
     with display.rows(0, 1):
