@@ -9,7 +9,7 @@ from mq_jax.report.sources import Bench, Record
 
 # Rows of all tables, and figures of one kind; with more the page would be
 # slow to open.
-MOST_ROWS, MOST_FIGURES = 1500, 6
+MOST_ROWS, MOST_FIGURES = 600, 6
 
 _MOST_TOLD = 20
 
