@@ -14,6 +14,7 @@ from mq_jax.report import documents, style
 
 MARK = '<meta name="generator" content="mq report">'
 
+# What is not in view is laid out when it comes: long tables take their time.
 _CSS = """
 :root{color-scheme:light dark;--ink:#1b1b1b;--soft:#555;--line:#ddd;
 --ground:#fff;--zebra:#f6f6f6;--link:#0059a0;--warn:#8a3b00}
@@ -46,6 +47,7 @@ th button{font:inherit;color:inherit;background:none;border:0;padding:0;
 text-align:inherit;cursor:pointer}
 th[aria-sort=ascending] button::after{content:" \\2191"}
 th[aria-sort=descending] button::after{content:" \\2193"}
+section{content-visibility:auto;contain-intrinsic-size:auto 60rem}
 figure{margin:1rem 0}
 figcaption{color:var(--soft);font-size:.86rem;max-width:48rem;
 overflow-wrap:anywhere}
@@ -55,6 +57,7 @@ pre{overflow-x:auto;font-size:.8rem;background:var(--zebra);padding:.6rem}
 summary{cursor:pointer}
 footer{margin-top:3rem;color:var(--soft);font-size:.86rem}
 @media print{nav{display:none}.scroll{overflow:visible}
+section{content-visibility:visible}
 body{max-width:none;padding:0;font-size:10pt}
 figure,tr{break-inside:avoid}thead{display:table-header-group}}
 """
