@@ -88,7 +88,9 @@ def tables(rows, quantity) -> list[str]:
   pages = []
   for model in unique(rows, 'model'):
     own = [r for r in rows if r['model'] == model]
-    pages.append(f'## {model}\n')
+    seeds = sorted(unique(own, 'seed'))
+    named = f'seed{"s" * (len(seeds) > 1)} {" and ".join(map(str, seeds))}'
+    pages.append(f'## {model}, {named}\n')
     for field, title in _FIELDS.items():
       pages += [f'{title}:\n', _table(own, field, quantity)]
       pages.append(f'Gradient is ahead, by seed: {duels(own, field)}.\n')
@@ -163,7 +165,11 @@ def draw(rows, quantity, unit, footnote) -> mpl.Figure:
         lw=1, capsize=2, markersize=4,
       )  # fmt: skip
     axes.axhline(0, color='black', lw=2)
-    axes.set(title=model, xlabel=f'budget, {quantity} [{unit}]')
+    count = len(unique(own, 'seed'))
+    axes.set(
+      title=f'{model} ({count} seed{"s" * (count > 1)})',
+      xlabel=f'budget, {quantity} [{unit}]',
+    )
     axes.grid(True, color='0.9')
   panels[0][0].set(
     ylabel='divergence on test windows over\nthat of gradient search [%]',
@@ -206,7 +212,7 @@ def allocation(
     runs: Folder of the runs.
     models: As `mq allocate --model` takes them.
     texts: By model, (test text, calibration text); the docs corpus without.
-    seeds: Of windows and solvers.
+    seeds: Of windows and solvers, for all models or by model.
     budget: As `mq allocate --budget` takes it.
     accelerator: For budgets of hardware.
     front: Budgets, or how many of them.
@@ -222,7 +228,7 @@ def allocation(
   rows, seconds = [], {}
   for model in models:
     text, calibration = dict(texts).get(model, (None, None))
-    for seed in seeds:
+    for seed in seeds[model] if isinstance(seeds, dict) else seeds:
       name = f'{pathlib.Path(model).name}-{quantity}-{seed}'
       report = one_run(
         pathlib.Path(runs) / name,
@@ -249,23 +255,24 @@ def allocation(
     for model, found in seconds.items()
   )
   unit = allocating.QUANTITIES[quantity].unit
+  drawn = sorted(unique(rows, 'seed'))
   return _pages.write(
     out,
     title=f'Bit allocation under {quantity} budgets',
     command=f'python -m experiments.allocation configs/allocation/{config}',
     lines=[
-      f'Means of seeds {list(seeds)} and half of their range; the least is '
-      'bold. Every choice keeps its budget by packed bytes and '
-      'the exact hardware model. Calibration, search and test windows are '
-      'disjoint. All solvers that look at losses look at the same: the '
-      'divergence from the unquantized model on the search windows.\n',
+      'Means over seeds and half of their range; the least is bold. Every '
+      'choice keeps its budget by packed bytes and the exact hardware model. '
+      'Calibration, search and test windows are disjoint. All solvers that '
+      'look at losses look at the same: the divergence from the unquantized '
+      'model on the search windows.\n',
       *tables(rows, quantity),
       f'Seconds of the first seed, for all budgets together: {spent}.',
     ],
     records=rows,
     config=gin.operative_config_str(),
-    figure=draw(rows, quantity, unit, f'{config}, seeds {list(seeds)}'),
-    seed=seeds[0],
+    figure=draw(rows, quantity, unit, f'{config}, seeds {drawn}'),
+    seed=drawn[0],
     seconds=time.perf_counter() - start,
   )
 

@@ -26,6 +26,7 @@ class Display:
       rich_progress.BarColumn(),
       rich_progress.MofNCompleteColumn(),
       rich_progress.TimeElapsedColumn(),
+      rich_progress.TimeRemainingColumn(),
       console=console,
       transient=True,
       disable=not console.is_terminal,

@@ -177,7 +177,7 @@ class Postgres:
         )
     except ModuleNotFoundError as error:
       raise runs.RunError(
-        f'--storage: {error}; pip install psycopg2-binary'
+        f"--storage: {error}; pip install 'mq_jax[postgresql]'"
       ) from error
     except exc.ArgumentError as error:
       raise runs.RunError(f'--storage: not an address: {error}') from error
