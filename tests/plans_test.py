@@ -82,7 +82,7 @@ def test_statistics_merge(case):
   'recipe',
   [
     mq.recipes.none(),
-    mq.recipes.gptq(bits=4, group=8),
+    pytest.param(mq.recipes.gptq(bits=4, group=8), marks=pytest.mark.slow),
     mq.recipes.microscopiq(bits=4, block=16),
   ],
   ids=lambda r: r.label,

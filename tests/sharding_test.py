@@ -58,7 +58,9 @@ def test_where_weights_lie():
   assert spec(7, 5) == spec(8) == spec() == PartitionSpec()
 
 
-@pytest.mark.parametrize('data, model', [(2, 1), (1, 2)])
+@pytest.mark.parametrize(
+  'data, model', [(2, 1), pytest.param(1, 2, marks=pytest.mark.slow)]
+)
 def test_calibration_and_evaluation_on_a_mesh(tiny_llama, data, model):
   mesh = sharding.make_mesh(data, model)
   spread = sharding.on_mesh(tiny_llama, mesh)

@@ -30,7 +30,10 @@ def _problem(rng, sites=32, candidates=5, quantities=1):
   return allocation.make_problem(loss, cost, budget)
 
 
-@pytest.mark.parametrize('quantities, draws', [(1, 100), (2, 40)])
+@pytest.mark.parametrize(
+  'quantities, draws',
+  [(1, 100), pytest.param(2, 40, marks=pytest.mark.slow)],
+)
 def test_within_one_percent_of_the_optimum(quantities, draws):
   rng = np.random.default_rng(quantities)
   close = 0

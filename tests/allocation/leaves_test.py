@@ -196,6 +196,7 @@ def test_candidates_are_those_of_quantize_matrix(net):
   np.testing.assert_array_equal(now.control, 0)  # a derivative only
 
 
+@pytest.mark.slow
 def test_learned_clip_comes_near_the_best_of_a_grid(net):
   params, _, statistics, batches = net
   recipes = [r.rtn(2, group=32, clip=1.0), r.rtn(4, group=32)]
@@ -276,6 +277,7 @@ def test_learned_thresholds_lower_the_loss_at_equal_bits(net, outliers):
   assert found.losses[1] < 0.9 * best[1]
 
 
+@pytest.mark.slow
 def test_budgets_hold_and_plans_round_trip(net, outliers):
   params, _, statistics, batches = net
   made, learned, budgets, found = outliers

@@ -226,6 +226,7 @@ def test_a_state_saved_before_the_loss_diverged_is_good(bed):
   assert states and np.isfinite(states[-1].relaxations.probabilities).all()
 
 
+@pytest.mark.slow
 def test_a_sharded_data_axis_changes_rounding_only(bed):
   params, made, _, batches, problem = bed
   mesh = jax.make_mesh((2,), ('data',))

@@ -69,6 +69,7 @@ def test_configs_bind_what_there_is(clean, monkeypatch, name):
   assert gin.query_parameter('allocation.seeds')
 
 
+@pytest.mark.slow
 def test_a_tiny_study(clean, tiny, tmp_path, monkeypatch):
   plt.switch_backend('agg')
   text = tmp_path / 'text.txt'

@@ -21,6 +21,10 @@ RECIPES = {
 }
 
 
+# Minutes on two cores.
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope='module', params=['reference', 'reference-planted'])
 def results(request):
   """Loss, and output error by site, of every recipe."""
