@@ -103,7 +103,6 @@ STEPS = {
   ),
   'format': (steps.RoundToFormat(formats.E2M1), {}),
   'format_mx': (steps.RoundToFormat(formats.E2M1, scale='exponent'), {}),
-  'inliers': (steps.RoundInliers(4), {'finer': steps.RoundInliers(5)}),
   'pattern': (steps.RoundToPattern(jnp.ones(4), rule='mse'), {}),
   'pattern_ratio': (steps.RoundToPattern(jnp.ones(4), rule='ratio'), {}),
   'pattern_sigma': (
