@@ -1,6 +1,7 @@
 """Tests of number formats against NumPy float64 and ml_dtypes."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -47,8 +48,18 @@ FORMATS = {
   'grid_pair': Grid(np.array([-2.0, 5.0], np.float32)),
 }
 
+# Of so many widths every second one by default.
 each_format = pytest.mark.parametrize(
-  'fmt', FORMATS.values(), ids=FORMATS.keys()
+  'fmt',
+  [
+    pytest.param(
+      fmt,
+      id=name,
+      marks=[pytest.mark.slow]
+      * bool(re.fullmatch('u?int[357]|e[135]m[13]', name)),
+    )
+    for name, fmt in FORMATS.items()
+  ],
 )
 
 

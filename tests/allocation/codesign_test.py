@@ -115,6 +115,7 @@ def test_best_of_a_grid_is_that_of_brute_force(budget):
   assert found.plans < 40  # the others were passed over
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('budget', LEVELS)
 def test_search_keeps_budgets_and_finds_the_best(budget):
   task = codesign.make_task(SPACE, TABLE, WORK, CANDIDATES, budget)

@@ -246,6 +246,7 @@ def test_a_sharded_data_axis_changes_rounding_only(bed):
   np.testing.assert_allclose(shared.state.losses, alone.state.losses, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_expected_loss_can_be_computed_again(bed):
   """Under remat, jit and vmap; its slopes are those of finite differences."""
   params, made, _, batches, _ = bed

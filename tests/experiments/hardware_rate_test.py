@@ -64,6 +64,7 @@ def test_a_model_on_many_accelerators():
   assert found['llama_2_7b_peak_rss_bytes'] > 0
 
 
+@pytest.mark.slow
 def test_the_simulator_is_timed_and_exact():
   found = hardware_rate.measure_simulator(size=48, tokens=2)
   assert found['simulator_exact'] and found['simulator_48_2_tokens_s'] > 0

@@ -31,6 +31,7 @@ def test_operations_of_the_floor():
   assert awq['search'] == 3 * 2 * 36 * 4
 
 
+@pytest.mark.slow
 def test_one_row_is_measured():
   row = quantize_rate.measure('gptq', 256, RATES, repeats=1)
   assert row['program_lines'] == row['program_lines_twice'] > 100

@@ -77,7 +77,15 @@ def test_block_sweep_goes_from_2_to_256():
   assert sizes == [2**i for i in range(1, 9)]
 
 
-@pytest.mark.parametrize('path', STUDIES, ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+  'path',
+  [
+    pytest.param(
+      p, id=p.stem, marks=[] if p.stem == 'equal_bits' else pytest.mark.slow
+    )
+    for p in STUDIES
+  ],
+)
 def test_every_row_traces(path):
   shape = lambda *s: jax.ShapeDtypeStruct(s, jnp.float32)
   for row in config.load(path)[0].rows:
