@@ -13,6 +13,7 @@ import gin
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib import figure as mpl
+from matplotlib import ticker
 from rich import console
 
 from experiments import _pages
@@ -170,6 +171,8 @@ def draw(rows, quantity, unit, footnote) -> mpl.Figure:
       title=f'{model} ({count} seed{"s" * (count > 1)})',
       xlabel=f'budget, {quantity} [{unit}]',
     )
+    axes.xaxis.set_major_locator(ticker.MaxNLocator(5))
+    axes.xaxis.set_major_formatter(ticker.EngFormatter(sep=''))
     axes.grid(True, color='0.9')
   panels[0][0].set(
     ylabel='divergence on test windows over\nthat of gradient search [%]',
