@@ -28,6 +28,7 @@ from matplotlib import figure as mpl
 
 from experiments import _pages
 from mq_jax import hardware
+from mq_jax.report import fronts
 
 PHASES = ('prefill', 'decode')
 KIB = 1024
@@ -299,11 +300,10 @@ def hypervolume(points: np.ndarray, worst: np.ndarray) -> float:
     worst: Corner; points beyond do not count. [2].
   """
   points = points[np.all(points < worst, axis=1)]
-  if not len(points):
-    return 0.0
-  front = np.log10(points[pareto(points)])
-  x = np.append(front[1:, 0], np.log10(worst[0]))
-  return float(np.sum((x - front[:, 0]) * (np.log10(worst[1]) - front[:, 1])))
+  points = points[pareto(points)]  # of 10^5 points few are left
+  return fronts.hypervolume(
+    np.log10(points).tolist(), tuple(np.log10(worst).tolist())
+  )
 
 
 def excess(front: np.ndarray, points: np.ndarray) -> np.ndarray:

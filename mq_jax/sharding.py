@@ -7,7 +7,6 @@ Every process of a distributed run does the same; the first of them writes.
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -19,6 +18,11 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 AXES = ('data', 'model')
 
 Model = TypeVar('Model')
+
+
+def open_mesh(text: str | None) -> Mesh | None:
+  """The mesh of a text such as `data=4,model=2`; None of None."""
+  return None if text is None else make_mesh(**read_mesh(text))
 
 
 def make_mesh(data: int = 1, model: int = 1) -> Mesh:
@@ -134,10 +138,16 @@ def whole(tree: Any) -> Any:
     sharding = getattr(x, 'sharding', None)
     if not isinstance(sharding, NamedSharding) or x.is_fully_replicated:
       return x
-    full = NamedSharding(sharding.mesh, PartitionSpec())
-    return jax.jit(lambda x: x, out_shardings=full)(x)
+    return _gather(sharding.mesh)(x)
 
   return jax.tree.map(one, tree)
+
+
+@functools.cache
+def _gather(mesh: Mesh) -> Callable[[jax.Array], jax.Array]:
+  """Compiled once for each mesh and shape."""
+  full = NamedSharding(mesh, PartitionSpec())
+  return jax.jit(lambda x: x, out_shardings=full)
 
 
 def to_host(x: Any) -> np.ndarray:
@@ -160,11 +170,3 @@ def agreed(number: int) -> int:
     return number
   found = multihost_utils.broadcast_one_to_all(np.array(number, np.int32))
   return int(found)
-
-
-def fingerprint(mesh: Mesh | None) -> str:
-  """A mesh in words, as records of runs have it."""
-  if mesh is None or math.prod(mesh.shape.values()) == 1:
-    return 'one device'
-  sizes = ', '.join(f'{name} {size}' for name, size in mesh.shape.items())
-  return f'{sizes}, {jax.process_count()} processes'

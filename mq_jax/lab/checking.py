@@ -19,7 +19,7 @@ from typing import Any
 import gin
 from gin import config as gin_config
 
-from mq_jax.lab import config, statements
+from mq_jax.lab import config, listing, statements
 
 _LAB = ('compare', 'sweep')
 
@@ -190,7 +190,7 @@ def values(path: str | pathlib.Path) -> dict[str, Any]:
   """
   path = pathlib.Path(path)
   if path.is_dir():
-    setup = path / 'state' / 'setup.json'
+    setup = path / listing.ALLOCATION
     if setup.is_file():
       return dict(_flat('', json.loads(setup.read_text('utf-8'))))
     if not (path / 'config.gin').is_file():

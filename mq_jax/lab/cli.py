@@ -50,7 +50,10 @@ def main(argv: Sequence[str] | None = None) -> int:
   arguments.argv = argv  # runs write it down
   process.use_compile_cache()
   try:
-    process.join(getattr(arguments, 'distributed', None))
+    if hasattr(arguments, 'distributed'):
+      from mq_jax.lab import distributed  # late: most commands run alone
+
+      distributed.join(arguments.distributed)
     with process.watched(
       getattr(arguments, 'debug_nans', False), getattr(arguments, 'trace', None)
     ):

@@ -11,7 +11,7 @@ import jax
 
 from mq_jax import calibration, plans, recipes, sites
 from mq_jax.lab import config, measure, opening, progress, runs
-from mq_jax.report import figures, tables
+from mq_jax.report import figures, style, tables
 
 ARTIFACT = 'artifact'
 
@@ -139,9 +139,7 @@ def report(folder: runs.RunFolder, records: list[dict], name: str) -> None:
   folder.write('results.md', tables.markdown(records))
   with contextlib.suppress(ValueError):  # every row failed: nothing to draw
     figure = figures.quality_over_bits(records, footnote=footnote)
-    part = folder.path / '.figure.png.part'
-    figure.savefig(part, format='png')
-    part.replace(folder.path / 'figure.png')
+    style.save(figure, folder.path / 'figure.png')
 
 
 class Bench:

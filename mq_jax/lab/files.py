@@ -5,7 +5,7 @@ import json
 import os
 import pathlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 # Who only looks whether a folder is in use holds its lock for an instant.
@@ -118,6 +118,39 @@ def check_writable(path: str | os.PathLike) -> None:
   ):
     raise PermissionError(
       f'{path}: {place} cannot be written; choose another folder with --out'
+    )
+
+
+def check_new(
+  path: pathlib.Path,
+  what: str,
+  early: Collection[str],
+  inside: str | None = None,
+) -> None:
+  """Refuse a folder with files of something else; nothing is written.
+
+  Args:
+    path: Not there, empty, or begun by a process killed in its first instant.
+    what: That is to be put there, 'a run'.
+    early: Names that such a process leaves, beside the lock and parts of files.
+    inside: One of them that is a folder, and holds no others.
+
+  Raises:
+    RunError: naming a file that is not of it.
+  """
+  if not os.path.lexists(path):
+    return
+  if not path.is_dir():
+    raise RunError(f'{path}: is not a folder')
+  names = {p.name for p in path.iterdir()}
+  others = names - {*early, '.lock'} if '.lock' in names else names
+  if inside is not None and (path / inside).is_dir():
+    others |= {p.name for p in (path / inside).iterdir()}
+  others = sorted(name for name in others if not name.endswith('.part'))
+  if others:
+    raise RunError(
+      f'{path}: holds files that are not of {what} ({others[0]}, ...); nothing '
+      'was written; choose another folder with --out'
     )
 
 

@@ -17,9 +17,9 @@ from mq_jax.lab import files, journal, runs
 # Runs lie in a folder, those of a sweep in one of its folders.
 _DEPTH = 3
 
-# Makes a folder an allocation's.
-ALLOCATION = 'state/setup.json'
-_SWEEP, _ARTIFACT = 'sweep.json', 'manifest.json'
+# Make a folder an allocation's, a sweep's, an artifact.
+ALLOCATION, SWEEP = 'state/setup.json', 'sweep.json'
+_ARTIFACT = 'manifest.json'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +78,7 @@ def _find(folder: pathlib.Path, depth: int) -> Iterator[Entry]:
 
 def kind_of(folder: pathlib.Path) -> str | None:
   """compare, allocate, sweep or artifact; None if it is no run folder."""
-  if (folder / _SWEEP).is_file():
+  if (folder / SWEEP).is_file():
     return 'sweep'
   if (folder / ALLOCATION).is_file():
     return 'allocate'
@@ -195,7 +195,7 @@ def _artifact(folder: pathlib.Path) -> Entry:
 
 
 def _sweep(folder: pathlib.Path) -> Entry:
-  begun = _read(folder / _SWEEP)
+  begun = _read(folder / SWEEP)
   records = files.read_lines(folder / 'results.jsonl')
   good = {r['trial'] for r in records} - {
     r['trial'] for r in records if runs.failed(r)

@@ -30,9 +30,7 @@ def open_any(
       are too few devices.
     FileNotFoundError: if a file of it is missing.
   """
-  devices = None
-  if mesh is not None:
-    devices = sharding.make_mesh(**sharding.read_mesh(mesh))
+  devices = sharding.open_mesh(mesh)  # before weights are read
   if artifacts.is_artifact(name_or_path):
     model = _from_artifact(pathlib.Path(name_or_path))
   else:

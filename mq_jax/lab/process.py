@@ -70,14 +70,6 @@ def _make_room(folder: pathlib.Path) -> None:
       os.unlink(path)
 
 
-def join(text: str | None) -> None:
-  """What --distributed asks for; see `processes.join`."""
-  if text is not None:
-    from mq_jax.lab import processes  # late: most commands run alone
-
-    processes.join(text)
-
-
 @contextlib.contextmanager
 def watched(debug_nans: bool, trace: str | None) -> Iterator[None]:
   """What --debug-nans and --trace ask for, while a command runs.

@@ -20,7 +20,7 @@ from typing import Any
 from mq_jax.lab import config, files
 
 # What rows depend on: a run continues only where these are as they were.
-_LIBRARIES = ('mq_jax', 'jax', 'jaxlib', 'flax', 'numpy', 'tokenizers')
+LIBRARIES = ('mq_jax', 'jax', 'jaxlib', 'flax', 'numpy', 'tokenizers')
 _ALSO = ('optax', 'orbax-checkpoint', 'scipy', 'gin-config', 'safetensors')
 
 # Makes a folder a run's.
@@ -34,7 +34,7 @@ RunError, locked = files.RunError, files.locked
 def versions() -> dict[str, str]:
   """Versions of Python and of the libraries that a result depends on."""
   found = {'python': platform.python_version()}
-  for name in (*_LIBRARIES, *_ALSO):
+  for name in (*LIBRARIES, *_ALSO):
     try:
       found[name] = metadata.version(name)
     except metadata.PackageNotFoundError:
@@ -185,7 +185,8 @@ def open_run(
     'data': dict(data),
     'begun': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
   }
-  _check_free(path)
+  if not is_run(path):
+    files.check_new(path, 'a run', {'config.gin'})
   path.mkdir(parents=True, exist_ok=True)
   with locked(path):
     folder = RunFolder(path, study)
@@ -210,23 +211,6 @@ def _keys(study: config.Study) -> list[tuple[str, str]]:
   return [(model, row.label) for model in study.models for row in study.rows]
 
 
-def _check_free(path: pathlib.Path) -> None:
-  """Refuses what is neither new, nor empty, nor a run."""
-  if not os.path.lexists(path):
-    return
-  if not path.is_dir():
-    raise RunError(f'{path}: is not a folder')
-  # A run killed in its first instant has only these.
-  early = {'.lock', 'config.gin', '.config.gin.part', f'.{MARKER}.part'}
-  names = {p.name for p in path.iterdir()}
-  if MARKER in names or not names or ('.lock' in names and names <= early):
-    return
-  raise RunError(
-    f'{path}: holds files that are not of a run ({sorted(names)[0]}, ...); '
-    'nothing was written; choose another folder with --out'
-  )
-
-
 def _check_same(
   path: pathlib.Path, begun: Mapping[str, Any], *, conditions: bool
 ) -> None:
@@ -243,7 +227,7 @@ def _check_same(
     return
   differences = [
     f'{name} {there["versions"].get(name)} (now {begun["versions"][name]})'
-    for name in _LIBRARIES
+    for name in LIBRARIES
     if there['versions'].get(name) != begun['versions'][name]
   ]
   if there['data'] != begun['data']:

@@ -7,6 +7,7 @@ without colour; the greys of the colours differ too.
 import contextlib
 import io
 import itertools
+import pathlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -74,6 +75,13 @@ def looks(names: Sequence[str]) -> dict[str, tuple[str, str]]:
   """
   pairs = zip(itertools.cycle(MARKERS), itertools.cycle(COLORS))
   return dict(zip(dict.fromkeys(names), pairs))
+
+
+def save(fig: mpl.Figure, path: pathlib.Path) -> None:
+  """Write a figure as PNG, whole or not at all."""
+  part = path.with_name(f'.{path.name}.part')
+  fig.savefig(part, format='png')
+  part.replace(path)
 
 
 def svg(fig: mpl.Figure, prefix: str = '') -> str:

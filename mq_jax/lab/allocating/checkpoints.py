@@ -11,7 +11,6 @@ the newest two are kept: a kill at any moment leaves a good state.
 
 import contextlib
 import json
-import os
 import pathlib
 import shutil
 from collections.abc import Iterator, Mapping
@@ -19,10 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from mq_jax.lab import runs
+from mq_jax.lab import files, listing
 
 REPORT = 'report.json'
-_STATE, _SETUP = 'state', 'setup.json'
+_STATE = 'state'
 _KEPT = 2
 
 
@@ -35,13 +34,7 @@ class Folder:
 
   def write(self, name: str, text: str) -> None:
     """Write a file, whole or not at all."""
-    target = self.path / name
-    part = target.with_name(f'.{target.name}.part')
-    with open(part, 'w', encoding='utf-8') as file:
-      file.write(text)
-      file.flush()
-      os.fsync(file.fileno())
-    os.replace(part, target)
+    files.write_whole(self.path / name, text)
 
   def write_json(self, name: str, data: Any) -> None:
     self.write(name, json.dumps(data, indent=1, allow_nan=False) + '\n')
@@ -123,23 +116,9 @@ def check(path: pathlib.Path, setup: Mapping[str, Any] | None = None) -> bool:
     ValueError: if it holds anything else, or another setup, with what
       differs.
   """
-  if not os.path.lexists(path):
-    return False
-  if not path.is_dir():
-    raise ValueError(f'{path}: is not a folder')
-  there = _read(path / _STATE / _SETUP)
+  there = _read(path / listing.ALLOCATION) if path.is_dir() else None
   if there is None:
-    # A search killed in its first instant has only these.
-    others = {p.name for p in path.iterdir()} - {'.lock', _STATE}
-    inside = path / _STATE
-    if inside.is_dir():
-      others |= {p.name for p in inside.iterdir()} - {f'.{_SETUP}.part'}
-    if others:
-      raise ValueError(
-        f'{path}: holds files that are not of an allocation '
-        f'({sorted(others)[0]}, ...); nothing was written; choose another '
-        'folder with --out'
-      )
+    files.check_new(path, 'an allocation', {_STATE}, inside=_STATE)
     return False
   if setup is not None:
     differences = differ(there, setup)
@@ -192,11 +171,11 @@ def open_folder(
   check(path, setup)
   state = path / _STATE
   path.mkdir(parents=True, exist_ok=True)
-  with runs.locked(path):
+  with files.locked(path):
     state.mkdir(exist_ok=True)
     folder = Folder(path)
     if not check(path, setup):
-      folder.write_json(f'{_STATE}/{_SETUP}', dict(setup))
+      folder.write_json(listing.ALLOCATION, dict(setup))
     for torn in state.glob('*orbax-checkpoint-tmp*'):
       shutil.rmtree(torn)
     try:

@@ -17,7 +17,7 @@ from mq_jax.lab import config
 from mq_jax.lab.allocating import budgets, checkpoints, costs, setup
 from mq_jax.recipes import Recipe
 from mq_jax.report import allocation as allocation_report
-from mq_jax.report import tables
+from mq_jax.report import style, tables
 
 _PLAN, _SITES, _FIGURE = 'plan.json', 'sites.csv', 'pareto.png'
 
@@ -179,9 +179,7 @@ def write(folder: checkpoints.Folder, report: Mapping[str, Any]) -> None:
   folder.write_json(_PLAN, report['plan'])
   records = report['sites']
   folder.write(_SITES, tables.csv_text(records, list(records[0])))
-  part = folder.path / f'.{_FIGURE}.part'
-  allocation_report.pareto(report).savefig(part, format='png')
-  part.replace(folder.path / _FIGURE)
+  style.save(allocation_report.pareto(report), folder.path / _FIGURE)
   folder.write_json(checkpoints.REPORT, dict(report))
 
 

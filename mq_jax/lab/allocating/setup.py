@@ -220,11 +220,12 @@ def open_bench(ask: Ask) -> Bench:
     raise ValueError(
       f'{ask.text}: is both --text and --calibration; test on another text'
     )
-  devices = None
-  if ask.mesh is not None:
-    devices = sharding.make_mesh(**sharding.read_mesh(ask.mesh))
   opened = costing.open_model(
-    ask.model, ask.phase, batch=ask.sequences, context=ask.context
+    ask.model,
+    ask.phase,
+    batch=ask.sequences,
+    context=ask.context,
+    mesh=ask.mesh,
   )
   if opened.kind != 'weights':
     what = 'has only shapes' if opened.kind == 'shapes' else 'is quantized'
@@ -232,8 +233,6 @@ def open_bench(ask: Ask) -> Bench:
       f'{ask.model}: {what}; an allocation needs a model with plain weights'
     )
   model, names = opened.language_model, list(opened.workload.names)
-  if devices is not None:
-    model = sharding.on_mesh(model, devices)
   kept = asking.exclude(ask.exclude, names)
   sites = tuple(opened.sites[i] for i in kept)
   own = [site.name for site in sites]

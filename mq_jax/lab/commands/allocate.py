@@ -148,10 +148,10 @@ def _allocate(arguments: argparse.Namespace) -> int:
     allocating,
     config,
     costing,
+    distributed,
     files,
     journal,
     listing,
-    processes,
     progress,
   )
 
@@ -215,7 +215,7 @@ def _allocate(arguments: argparse.Namespace) -> int:
     axis=arguments.axis,
     mesh=arguments.mesh,
   )
-  with processes.folder(arguments.out) as folder:
+  with distributed.folder(arguments.out) as folder:
     files.check_writable(folder)
     with journal.Journal(folder, listing.ALLOCATION, arguments.argv) as log:
       report = allocating.run(

@@ -41,10 +41,10 @@ def _quantize(arguments: argparse.Namespace) -> int:
   from mq_jax.lab import (
     comparison,
     config,
+    distributed,
     files,
     measure,
     opening,
-    processes,
     progress,
   )
 
@@ -74,7 +74,7 @@ def _quantize(arguments: argparse.Namespace) -> int:
     packed, seconds = comparison.quantize(
       model, recipe, found, statistics, display.steps(arguments.recipe)
     )
-    with processes.folder(arguments.out) as out:
+    with distributed.folder(arguments.out) as out:
       manifest = opening.save_artifact(out, model, packed)
   totals = manifest['totals']
   status = measure.status_of(plans.records(packed))

@@ -7,6 +7,8 @@ import sys
 import tempfile
 from collections.abc import Sequence
 
+from mq_jax.lab.commands import shared
+
 
 def add(commands) -> None:
   """Add the command to the parser of `mq`."""
@@ -16,14 +18,7 @@ def add(commands) -> None:
     description='Run a study, or continue it: finished rows are kept. A '
     'finished one says so.',
   )
-  run.add_argument('config', metavar='CONFIG.gin')
-  run.add_argument(
-    '--set',
-    action='append',
-    default=[],
-    metavar='BINDING',
-    help="override a binding, e.g. --set 'compare.seed = 1'; may be repeated",
-  )
+  shared.add_bindings(run, 'compare.seed = 1')
   run.add_argument(
     '--text',
     metavar='FILE',
@@ -54,8 +49,8 @@ def _run(arguments: argparse.Namespace) -> int:
   bindings, default = list(arguments.set), None
   if arguments.text is not None:
     bindings.append(f'compare.text = {arguments.text!r}')
-  elif os.environ.get('MQ_DATA') and not arguments.smoke:
-    default = os.path.join(os.environ['MQ_DATA'], 'wikitext-2', 'test.txt')
+  elif not arguments.smoke:
+    default = shared.default_text()
   study, operative = config.load(
     arguments.config, bindings, default_text=default
   )
@@ -111,15 +106,15 @@ def go(
 
   from mq_jax.lab import (
     comparison,
+    distributed,
     files,
     journal,
-    processes,
     progress,
     runs,
   )
   from mq_jax.report import tables
 
-  with processes.folder(path) as folder:
+  with distributed.folder(path) as folder:
     files.check_writable(folder)
     # Another run is not moved; it is refused below.
     if (

@@ -171,10 +171,10 @@ def _show_allocation(folder: pathlib.Path) -> int:
 def _show_sweep(folder: pathlib.Path) -> int:
   from rich import console
 
-  from mq_jax.lab import files
+  from mq_jax.lab import files, listing
   from mq_jax.lab.sweeping import output
 
-  begun = json.loads((folder / 'sweep.json').read_text('utf-8'))
+  begun = json.loads((folder / listing.SWEEP).read_text('utf-8'))
   objectives = begun['what']['objectives']
   records = files.read_lines(folder / output.RESULTS)
   found = output.summaries(records, objectives)

@@ -1,6 +1,7 @@
 """What commands have in common: options and checks of them."""
 
 import argparse
+import os
 
 
 def add_numbers(parser: argparse.ArgumentParser, *options) -> None:
@@ -20,6 +21,24 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     metavar='DIR|NAME',
     help='a bundled model, a Hugging Face folder or an artifact',
   )
+
+
+def add_bindings(parser: argparse.ArgumentParser, example: str) -> None:
+  """The config file and the option --set, which overrides it."""
+  parser.add_argument('config', metavar='CONFIG.gin')
+  parser.add_argument(
+    '--set',
+    action='append',
+    default=[],
+    metavar='BINDING',
+    help=f'override a binding, e.g. --set {example!r}; may be repeated',
+  )
+
+
+def default_text() -> str | None:
+  """The text to evaluate on that MQ_DATA names, if it is set."""
+  folder = os.environ.get('MQ_DATA')
+  return os.path.join(folder, 'wikitext-2', 'test.txt') if folder else None
 
 
 def add_mesh(parser: argparse.ArgumentParser) -> None:

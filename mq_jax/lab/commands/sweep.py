@@ -1,9 +1,10 @@
 """`mq sweep`: a study over a space of settings, begun or continued."""
 
 import argparse
-import os
 import pathlib
 import sys
+
+from mq_jax.lab.commands import shared
 
 _FILE = """\
 A sweep file is a study, as of mq run, whose values use macros, and a space:
@@ -42,15 +43,7 @@ def add(commands) -> None:
     epilog=_FILE,
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
-  sweep.add_argument('config', metavar='CONFIG.gin')
-  sweep.add_argument(
-    '--set',
-    action='append',
-    default=[],
-    metavar='BINDING',
-    help="override a binding, e.g. --set 'compare.windows = 8'; may be "
-    'repeated',
-  )
+  shared.add_bindings(sweep, 'compare.windows = 8')
   sweep.add_argument(
     '--workers',
     type=int,
@@ -75,20 +68,14 @@ def add(commands) -> None:
 
 
 def _sweep(arguments: argparse.Namespace) -> int:
-  from mq_jax.lab.commands import shared
-
   shared.positive(arguments, 'workers', 'trials')
-  default = None
-  if os.environ.get('MQ_DATA'):
-    default = os.path.join(os.environ['MQ_DATA'], 'wikitext-2', 'test.txt')
-
   from mq_jax.lab.sweeping import running
 
   asked = running.Asked(
     config=arguments.config,
     bindings=tuple(arguments.set),
     trials=arguments.trials,
-    default_text=default,
+    default_text=shared.default_text(),
     url=arguments.storage,
   )
   sweep = asked.load()

@@ -55,6 +55,7 @@ def open_model(
   batch: int = 1,
   context: int | None = None,
   named: Collection[str] = (),
+  mesh: str | None = None,
 ) -> Model:
   """Open a model of whichever kind, and list its matmuls.
 
@@ -70,6 +71,7 @@ def open_model(
       context if that is shorter.
     named: Sites of a plan. Where they are those of single layers, as
       '3/q_proj', shapes are listed layer by layer.
+    mesh: See `opening.open_any`.
 
   Raises:
     ValueError: for a name that is nothing, with the nearest ones, and for
@@ -100,7 +102,7 @@ def open_model(
   packed = artifacts.is_artifact(name)
   # A refusal of phase, batch or context must not wait for the weights.
   hardware.workload.model('opt-125m', phase, batch=batch, context=context or 1)
-  model = opening.open_any(name)
+  model = opening.open_any(name, mesh)
   own = model.config.max_position_embeddings
   context = min(_CONTEXT, own) if context is None else context
   notes = []

@@ -10,7 +10,7 @@ from typing import Any
 from mq_jax.lab.costing.models import Model
 from mq_jax.lab.costing.pricing import Priced, grouped, notes
 from mq_jax.report import hardware as hardware_report
-from mq_jax.report import tables
+from mq_jax.report import style, tables
 
 
 def as_json(
@@ -105,7 +105,7 @@ def write(folder: str | os.PathLike, report: Mapping[str, Any]) -> None:
     rows += [*entry['sites'], {**entry['total'], 'site': 'total'}]
   names = list(dict.fromkeys(itertools.chain.from_iterable(rows)))
   (path / 'cost.csv').write_text(tables.csv_text(rows, names))
-  figure(report).savefig(path / 'cost.png')
+  style.save(figure(report), path / 'cost.png')
 
 
 def show(

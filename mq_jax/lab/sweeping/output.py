@@ -10,8 +10,8 @@ from rich import box, table, text
 
 from mq_jax.lab import files
 from mq_jax.lab.sweeping import ledger, spec
+from mq_jax.report import style, tables
 from mq_jax.report import sweeps as report
-from mq_jax.report import tables
 
 RESULTS = 'results.jsonl'
 
@@ -81,9 +81,7 @@ def write(
       logarithmic,
       footnote=f'{name}, {sweep.sampler}, seed {sweep.seed}',
     )
-    part = folder / '.figure.part.png'
-    drawn.savefig(part)
-    part.replace(folder / 'figure.png')
+    style.save(drawn, folder / 'figure.png')
 
 
 def _without(record: Record, *names: str) -> dict[str, Any]:

@@ -14,14 +14,11 @@ from typing import Any
 
 from rich import console as rich_console
 
-from mq_jax.lab import comparison, files, measure, progress, runs
+from mq_jax.lab import comparison, files, listing, measure, progress, runs
 from mq_jax.lab.sweeping import ledger as ledger_lib
 from mq_jax.lab.sweeping import output, spec, storage, trials
 
-# Makes a folder a sweep's.
-MARKER = 'sweep.json'
-
-_LIBRARIES = ('mq_jax', 'jax', 'jaxlib', 'flax', 'numpy', 'tokenizers')
+MARKER = listing.SWEEP
 
 _POLL_S = 0.3  # between two looks at what others finished
 _WRITE_S = 3.0  # least time between two writings of results
@@ -141,7 +138,7 @@ def _conditions(texts: Mapping[str, str]) -> dict[str, str]:
 
   versions = runs.versions()
   return {
-    **{name: versions[name] for name in _LIBRARIES},
+    **{name: versions[name] for name in runs.LIBRARIES},
     **{f'text {source}': digest for source, digest in texts.items()},
     'device': f'{jax.default_backend()}: {jax.devices()[0].device_kind}',
   }
@@ -157,17 +154,8 @@ def _folder(
 ) -> Iterator[None]:
   """The folder, locked, made this sweep's or found to be so."""
   marker = path / MARKER
-  if os.path.lexists(path) and not marker.exists():
-    ours = {'.lock', 'config.gin', 'log.txt', 'command.json'}
-    if not path.is_dir():
-      raise runs.RunError(f'{path}: is not a folder')
-    names = {p.name for p in path.iterdir() if not p.name.endswith('.part')}
-    if names - ours:
-      raise runs.RunError(
-        f'{path}: holds files that are not of a sweep '
-        f'({sorted(names - ours)[0]}, ...); nothing was written; choose '
-        'another folder with --out'
-      )
+  if not marker.exists():
+    files.check_new(path, 'a sweep', {'config.gin'})
   path.mkdir(parents=True, exist_ok=True)
   with runs.locked(path):
     begun = {

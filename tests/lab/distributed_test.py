@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 
-from mq_jax.lab import cli, processes
+from mq_jax.lab import cli, distributed
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -25,7 +25,7 @@ def test_what_is_no_address_is_refused(text, capsys):
 
 
 def test_one_process_writes_to_its_folder(tmp_path):
-  with processes.folder(tmp_path / 'out') as folder:
+  with distributed.folder(tmp_path / 'out') as folder:
     assert folder == tmp_path / 'out'
 
 
