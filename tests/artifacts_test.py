@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from mq_jax import artifacts, quantize, recipes
+from mq_jax.artifacts import _format
 
 # One of each kind of layout: plain, nested in another, with tables.
 RECIPES = {
@@ -55,7 +56,7 @@ def edit(folder, change, *, signed=True):
   manifest = json.loads(path.read_text())
   change(manifest)
   if signed:
-    manifest['sha256'] = artifacts._manifest_sha256(manifest)
+    manifest['sha256'] = _format.manifest_sha256(manifest)
   path.write_text(json.dumps(manifest))
 
 

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import strategies as st
 
 from mq_jax import artifacts, layouts, quantize, recipes
+from mq_jax.artifacts import _format
 from mq_jax.layouts import blocks
 
 
@@ -198,7 +199,7 @@ def test_a_lying_artifact_is_refused_by_name(matrix, tmp_path):
   def lie(change):
     manifest = json.loads(good)
     change(manifest['packed'][0])
-    manifest['sha256'] = artifacts._manifest_sha256(manifest)
+    manifest['sha256'] = _format.manifest_sha256(manifest)
     path.write_text(json.dumps(manifest))
 
   def nest(entry):
