@@ -1,5 +1,6 @@
 """Plans: which recipe each site gets, and carrying them out."""
 
+import dataclasses
 import difflib
 import fnmatch
 from collections.abc import Callable, Mapping, Sequence
@@ -242,6 +243,29 @@ def dequantize(params: Any) -> Any:
     return values if leaf.site is None else leaf.site.unmatrix(values)
 
   return jax.tree.map(plain, params, is_leaf=_is_matrix)
+
+
+@jax.jit
+def _decode(matrix: QuantizedMatrix) -> jax.Array:
+  return matrix.dequantize()
+
+
+def decode(params: Any) -> Any:
+  """As `dequantize`, compiled once for each layout and shape.
+
+  One program for a whole model would take long to compile; op by op it would
+  take long to run.
+  """
+
+  def one(leaf):
+    if not _is_matrix(leaf):
+      return leaf
+    # What only names the matrix would make each a program of its own.
+    bare = dataclasses.replace(leaf, record={}, site=None, recipe='')
+    values = _decode(bare)
+    return values if leaf.site is None else leaf.site.unmatrix(values)
+
+  return jax.tree.map(one, params, is_leaf=_is_matrix)
 
 
 def matrices(params: Any) -> dict[str, QuantizedMatrix]:

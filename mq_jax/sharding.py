@@ -95,16 +95,18 @@ def on_mesh(model: Model, mesh: Mesh) -> Model:
     and inputs `apply` is given are divided on the way in, inputs only if the
     batch can be divided.
   """
-  placed = jax.tree.map(
-    lambda x: _put(x, weight_sharding(x.shape, mesh)), model.params
-  )
   return dataclasses.replace(
-    model, params=placed, apply=_divided(model.apply, mesh)
+    model, params=place(model.params, mesh), apply=divided(model.apply, mesh)
   )
+
+
+def place(params: Any, mesh: Mesh) -> Any:
+  """Parameters as they lie on a mesh: weights over the model axis."""
+  return jax.tree.map(lambda x: _put(x, weight_sharding(x.shape, mesh)), params)
 
 
 @functools.cache
-def _divided(apply: Callable[[Any, jax.Array], Any], mesh: Mesh) -> Callable:
+def divided(apply: Callable[[Any, jax.Array], Any], mesh: Mesh) -> Callable:
   """`apply` on a mesh; the same object again, so nothing compiles again."""
   rows = NamedSharding(mesh, PartitionSpec('data'))
   constrain = jax.lax.with_sharding_constraint

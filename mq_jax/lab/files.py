@@ -154,6 +154,53 @@ def check_new(
     )
 
 
+def check_same(
+  path: pathlib.Path, there: Mapping[str, Any], now: Mapping[str, Any]
+) -> None:
+  """Refuse a folder that was begun with another setup.
+
+  Args:
+    path: The folder.
+    there: The setup it was begun with, plain data.
+    now: The setup it is to be continued with.
+
+  Raises:
+    RunError: naming what differs.
+  """
+  differences = differ(there, now)
+  if differences:
+    raise RunError(
+      f'{path}: was begun with another setup: {"; ".join(differences)}; '
+      'nothing was written; choose another folder with --out'
+    )
+
+
+def differ(there: Any, now: Any, name: str = '') -> list[str]:
+  """What differs between two fingerprints, one phrase each.
+
+  Examples:
+    >>> differ({'seed': 0, 'texts': {'a': 1}}, {'seed': 1, 'texts': {'a': 1}})
+    ['seed 0 (now 1)']
+  """
+  if isinstance(there, Mapping) and isinstance(now, Mapping):
+    return [
+      phrase
+      for key in dict.fromkeys((*there, *now))
+      for phrase in differ(
+        there.get(key), now.get(key), f'{name}.{key}' if name else key
+      )
+    ]
+  if there == now:
+    return []
+  short = lambda x: x if len(x) <= 40 else f'{x[:36]} ...'
+  words = [
+    short(x if isinstance(x, str) else json.dumps(x)) for x in (there, now)
+  ]
+  if words[0] == words[1]:  # they differ further on
+    return [name]
+  return [f'{name} {words[0]} (now {words[1]})']
+
+
 @contextlib.contextmanager
 def locked(path: pathlib.Path) -> Iterator[None]:
   """Keep a second process out; the system frees the lock of a killed one."""

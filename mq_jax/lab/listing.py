@@ -17,8 +17,9 @@ from mq_jax.lab import files, journal, runs
 # Runs lie in a folder, those of a sweep in one of its folders.
 _DEPTH = 3
 
-# Make a folder an allocation's, a sweep's, an artifact.
+# Make a folder an allocation's, a sweep's, an artifact to be, an artifact.
 ALLOCATION, SWEEP = 'state/setup.json', 'sweep.json'
+STREAM = 'stream.json'
 _ARTIFACT = 'manifest.json'
 
 
@@ -28,7 +29,7 @@ class Entry:
 
   Attributes:
     path: The folder.
-    kind: compare, allocate, sweep or artifact.
+    kind: compare, allocate, sweep, artifact or quantize (one to be).
     state: finished, running, interrupted, failed, damaged; idle where it is
       not known how much there is to do.
     done: Rows, solvers or trials that are there.
@@ -77,12 +78,16 @@ def _find(folder: pathlib.Path, depth: int) -> Iterator[Entry]:
 
 
 def kind_of(folder: pathlib.Path) -> str | None:
-  """compare, allocate, sweep or artifact; None if it is no run folder."""
+  """compare, allocate, sweep, ...; None if it is no run folder."""
   if (folder / SWEEP).is_file():
     return 'sweep'
   if (folder / ALLOCATION).is_file():
     return 'allocate'
-  for name, kind in ((runs.MARKER, 'compare'), (_ARTIFACT, 'artifact')):
+  for name, kind in (
+    (runs.MARKER, 'compare'),
+    (_ARTIFACT, 'artifact'),
+    (STREAM, 'quantize'),
+  ):
     if (folder / name).is_file():
       return kind
   return None
@@ -98,6 +103,7 @@ def describe(folder: pathlib.Path) -> Entry | None:
     'allocate': _allocate,
     'sweep': _sweep,
     'artifact': _artifact,
+    'quantize': _quantize,
   }
   try:
     return describers[kind](folder)
@@ -191,6 +197,21 @@ def _artifact(folder: pathlib.Path) -> Entry:
     _written(folder / _ARTIFACT),
     str(manifest['model'].get('name') or '-'),
     f'{totals["nbytes"]} bytes, ebw {totals["ebw"]:.3f}: {", ".join(recipes)}',
+  )
+
+
+def _quantize(folder: pathlib.Path) -> Entry:
+  setup = _read(folder / STREAM)
+  done = files.read_lines(folder / 'blocks.jsonl', torn=True)
+  return Entry(
+    folder,
+    'quantize',
+    _state(folder, False),
+    len(done),
+    setup['blocks'],
+    _written(folder / STREAM),
+    setup['model'],
+    '',
   )
 
 

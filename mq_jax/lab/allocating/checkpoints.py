@@ -121,39 +121,8 @@ def check(path: pathlib.Path, setup: Mapping[str, Any] | None = None) -> bool:
     files.check_new(path, 'an allocation', {_STATE}, inside=_STATE)
     return False
   if setup is not None:
-    differences = differ(there, setup)
-    if differences:
-      raise ValueError(
-        f'{path}: was begun with another setup: {"; ".join(differences)}; '
-        'nothing was written; choose another folder with --out'
-      )
+    files.check_same(path, there, setup)
   return True
-
-
-def differ(there: Any, now: Any, name: str = '') -> list[str]:
-  """What differs between two fingerprints, one phrase each.
-
-  Examples:
-    >>> differ({'seed': 0, 'texts': {'a': 1}}, {'seed': 1, 'texts': {'a': 1}})
-    ['seed 0 (now 1)']
-  """
-  if isinstance(there, Mapping) and isinstance(now, Mapping):
-    return [
-      phrase
-      for key in dict.fromkeys((*there, *now))
-      for phrase in differ(
-        there.get(key), now.get(key), f'{name}.{key}' if name else key
-      )
-    ]
-  if there == now:
-    return []
-  short = lambda x: x if len(x) <= 40 else f'{x[:36]} ...'
-  words = [
-    short(x if isinstance(x, str) else json.dumps(x)) for x in (there, now)
-  ]
-  if words[0] == words[1]:  # they differ further on
-    return [name]
-  return [f'{name} {words[0]} (now {words[1]})']
 
 
 @contextlib.contextmanager

@@ -1,0 +1,259 @@
+"""Models a block at a time: of the weights only one block is in memory.
+
+Activations of the calibration data wait on the host between two blocks. They
+are carried through the blocks as they are quantized, so that a block is
+calibrated on what it will be given (GPTQ, arXiv 2210.17323, section 4 "Setup"
+does the same), or through the original ones.
+"""
+
+import collections
+import contextlib
+import dataclasses
+import functools
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mq_jax import calibration, plans, sharding
+from mq_jax import sites as sites_lib
+from mq_jax.plans import Plan
+from mq_jax.sites import Site
+
+INPUTS = ('quantized', 'original')
+
+Apply = Callable[[Any, jax.Array], jax.Array]
+
+
+class Blocks(NamedTuple):
+  """A model that gives its blocks one at a time.
+
+  Attributes:
+    count: Number of blocks.
+    read: Of a block's number: its parameters, plain or packed.
+    rest: Gives the parameters outside the blocks.
+    block: Of a block's number: `f(params, x [b, t, d]) -> x`, the same object
+      for blocks that are computed alike.
+    embed: `f(rest, tokens i32[b, t]) -> x`.
+    head: `f(rest, x) -> logits [b, t, v]`.
+  """
+
+  count: int
+  read: Callable[[int], Any]
+  rest: Callable[[], Any]
+  block: Callable[[int], Apply]
+  embed: Apply
+  head: Apply
+
+
+def of_params(parts: Any, params: dict) -> Blocks:
+  """The blocks of a model that is in memory.
+
+  Args:
+    parts: From `models.decoder.parts`.
+    params: Of the model: `layers` by number, and the rest.
+  """
+  layers = params['layers']
+  rest = {name: x for name, x in params.items() if name != 'layers'}
+  return Blocks(
+    count=len(layers),
+    read=lambda i: layers[i],
+    rest=lambda: rest,
+    block=parts.block,
+    embed=parts.embed,
+    head=parts.head,
+  )
+
+
+def on_mesh(blocks: Blocks, mesh: jax.sharding.Mesh | None) -> Blocks:
+  """Blocks that compute on a mesh, see `sharding.on_mesh`."""
+  if mesh is None:
+    return blocks
+  place = lambda params: sharding.place(plans.decode(params), mesh)
+  return blocks._replace(
+    read=lambda i: place(blocks.read(i)),
+    rest=lambda: place(blocks.rest()),
+    block=lambda i: sharding.divided(blocks.block(i), mesh),
+    embed=sharding.divided(blocks.embed, mesh),
+    head=sharding.divided(blocks.head, mesh),
+  )
+
+
+def find_sites(blocks: Blocks, tokens: np.ndarray) -> tuple[Site, ...]:
+  """Sites of all blocks, named as in the whole model: 'layers/0/...'.
+
+  One block of each kind is read. Products of activations and sites outside
+  the blocks are left out.
+
+  Args:
+    blocks: The model.
+    tokens: A batch of its inputs. i32[b, t].
+  """
+  x = jax.eval_shape(blocks.embed, blocks.rest(), tokens)
+  kinds: dict[Apply, tuple[Site, ...]] = {}
+  found: list[Site] = []
+  for i in range(blocks.count):
+    f = blocks.block(i)
+    if f not in kinds:
+      kinds[f] = sites_lib.find(f, plans.decode(blocks.read(i)), x)
+    found += [_outside(s, i) for s in kinds[f] if s.kind != 'attention']
+  return tuple(found)
+
+
+def _prefix(index: int) -> tuple[Any, ...]:
+  key = jax.tree_util.DictKey
+  return (key('layers'), key(index))
+
+
+def _outside(site: Site, index: int) -> Site:
+  """A site of a block as one of the model."""
+  return dataclasses.replace(
+    site,
+    name=f'layers/{index}/{site.name}',
+    path=None if site.path is None else (*_prefix(index), *site.path),
+  )
+
+
+def _inside(site: Site, index: int) -> Site:
+  """Undo `_outside`: the same for all blocks alike, so nothing recompiles."""
+  return dataclasses.replace(
+    site,
+    name=site.name.removeprefix(f'layers/{index}/'),
+    path=site.path[len(_prefix(index)) :],
+  )
+
+
+def by_block(plan: Plan, count: int) -> dict[int, Plan]:
+  """A plan's entries by the number of their block.
+
+  Raises:
+    ValueError: for a site outside of the blocks.
+  """
+  found = collections.defaultdict(list)
+  for site, recipe in plan.entries:
+    keys = [getattr(key, 'key', None) for key in site.path[:2]]
+    if keys[0] != 'layers' or keys[1] not in range(count):
+      raise ValueError(
+        f'{site.name}: is in none of the {count} blocks; only their sites can '
+        'be quantized a block at a time'
+      )
+    found[keys[1]].append((site, recipe))
+  return {i: Plan(tuple(entries)) for i, entries in found.items()}
+
+
+class Step(NamedTuple):
+  """A block that is done.
+
+  Attributes:
+    index: Its number.
+    params: Its parameters, quantized where the plan says.
+    carried: Activations that enter the next block, a batch each. f32[b, t, d].
+    seconds: Spent on reading, calibrating, solving and carrying on.
+  """
+
+  index: int
+  params: Any
+  carried: list[np.ndarray]
+  seconds: dict[str, float]
+
+
+def begin(blocks: Blocks, batches: Sequence[np.ndarray]) -> list[np.ndarray]:
+  """Activations that enter the first block, of batches of tokens i32[b, t]."""
+  rest, embed = blocks.rest(), _compiled(blocks.embed)
+  return [sharding.to_host(embed(rest, tokens)) for tokens in batches]
+
+
+def quantize(
+  blocks: Blocks,
+  plan: Plan,
+  carried: Sequence[np.ndarray],
+  *,
+  start: int = 0,
+  inputs: str = 'quantized',
+  progress: Callable[[int, int], None] | None = None,
+) -> Iterator[Step]:
+  """Quantize one block after the other.
+
+  Blocks computed alike share their compiled programs. The same arguments give
+  the same bits, from whichever block one starts.
+
+  Args:
+    blocks: The model, not quantized yet.
+    plan: Recipes of the blocks' sites, see `find_sites`.
+    carried: Activations that enter block `start`: from `begin`, or of the step
+      before. None of them: nothing is calibrated.
+    start: Number of the first block to do.
+    inputs: Calibrate a block on what comes out of the 'quantized' blocks
+      before it, or of the 'original' ones.
+    progress: Called with the batches calibrated or matrices done and their
+      number.
+
+  Yields:
+    A step for each block.
+
+  Raises:
+    ValueError: for a plan or inputs that don't fit, or weights or activations
+      that are not finite, by site.
+  """
+  if inputs not in INPUTS:
+    raise ValueError(f'inputs={inputs!r}: must be one of {", ".join(INPUTS)}')
+  mine = by_block(plan, blocks.count)
+  carried = list(carried)
+  for i in range(start, blocks.count):
+    seconds: dict[str, float] = {}
+    f, entries = blocks.block(i), mine.get(i, Plan(()))
+    with _timed(seconds, 'read'):
+      params = blocks.read(i)
+    with _timed(seconds, 'calibrate'):
+      statistics = _calibrate(f, params, entries, i, carried, progress)
+    with _timed(seconds, 'solve'):
+      packed = plans.compress(
+        {'layers': {i: params}},
+        entries,
+        statistics=statistics,
+        progress=progress,
+      )['layers'][i]
+    with _timed(seconds, 'carry'):
+      if carried and i + 1 < blocks.count:
+        after = plans.decode(packed) if inputs == 'quantized' else params
+        carried = carry(f, after, carried)
+    yield Step(i, packed, carried, seconds)
+
+
+def _calibrate(f, params, plan, index, carried, progress):
+  """Statistics of a block's sites by their names in the model."""
+  if not (carried and plan.entries):
+    return None
+  wanted = [_inside(site, index) for site, _ in plan.entries]
+  found = calibration.calibrate(
+    f, params, carried, sites=wanted, progress=progress
+  )
+  return {f'layers/{index}/{name}': x for name, x in found.items()}
+
+
+def carry(
+  f: Apply, params: Any, carried: Sequence[np.ndarray]
+) -> list[np.ndarray]:
+  """Activations behind a block. f32[b, t, d] each."""
+  run = _compiled(f)
+  return [sharding.to_host(run(params, jnp.asarray(x))) for x in carried]
+
+
+def assemble(blocks: Blocks, steps: Sequence[Step]) -> dict:
+  """The parameters of the whole model, where it fits into memory."""
+  return {'layers': {s.index: s.params for s in steps}, **blocks.rest()}
+
+
+@functools.cache
+def _compiled(f: Apply) -> Apply:
+  return jax.jit(f)
+
+
+@contextlib.contextmanager
+def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
+  start = time.perf_counter()
+  yield
+  seconds[name] = time.perf_counter() - start
