@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from mq_jax.report import allocation as allocation_report
 from mq_jax.report import fronts, results, sitemaps, sources
 from mq_jax.report import hardware as hardware_report
+from mq_jax.report import sweeps as sweep_report
 from mq_jax.report.documents import (
   Block,
   Cell,
@@ -45,6 +46,7 @@ def make(found: Sequence[Source], title: str = '') -> Document:
     ('Differences', _differences(found)),
     ('Results', results.tables_of(benches)),
     ('Fronts', results.fronts_of(benches)),
+    ('Sweeps', _sweeps(found)),
     ('Budgets', _budgets(found)),
     ('Solvers', _solvers(found)),
     ('Bits by site', sitemaps.bits(runs, benches)),
@@ -147,6 +149,44 @@ def _differences(found: Sequence[Source]) -> Iterator[Block]:
       )
     elif len(mine) > 1:
       yield Text(f'The configs of mq {kind} do not differ.')
+
+
+def _sweeps(found: Sequence[Source]) -> Iterator[Block]:
+  mine = [s for s in found if s.kind == 'sweep']
+  if len(mine) > results.MOST_FIGURES:
+    yield Text(f'Of {len(mine)} sweeps the first {results.MOST_FIGURES}:')
+  for source in mine[: results.MOST_FIGURES]:
+    report = source.report
+    summaries, objectives = report['summaries'], report['objectives']
+    best = sweep_report.front(summaries)
+    if not best:
+      yield Text(f'{source.name}: no trial has a result.', True)
+      continue
+    words = f'{source.name}, {report["sampler"]}, seed {report["seed"]}'
+    yield Figure(
+      sweep_report.figure(
+        summaries, objectives, report['logarithmic'], footnote=words
+      ),
+      f'{source.name}: {", ".join(objectives)} of {len(summaries)} trials.',
+    )
+    names = list(dict.fromkeys(n for s in best for n in s['setting']))
+    what = 'The best trial' if len(objectives) == 1 else 'Trials on the front'
+    yield Table(
+      f'{source.name}: {what}.',
+      (
+        Column('trial', True),
+        *(Column(name, True) for name in (*names, *objectives)),
+      ),
+      tuple(
+        (
+          Cell(str(s['trial'])),
+          *(Cell(sweep_report.shown(s['setting'].get(n))) for n in names),
+          *(Cell(f'{x:.5g}') for x in s['values']),
+        )
+        for s in best
+      ),
+      sortable=True,
+    )
 
 
 def _allocations(found: Sequence[Source]) -> list[Source]:

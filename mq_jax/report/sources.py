@@ -28,7 +28,7 @@ class Source:
   """One folder.
 
   Attributes:
-    kind: Command that wrote it: 'run', 'allocate', 'cost'.
+    kind: Command that wrote it: 'run', 'sweep', 'allocate', 'cost'.
     name: How it is called; no two sources of a report share it.
     path: Where it lies.
     state: 'finished', or how far it is.
@@ -42,7 +42,7 @@ class Source:
       `tables.COLUMNS`.
     sites: Records of sites by (model, recipe), each by the site's name, with
       `ebw`, and `output_error` or `alone`.
-    report: Of `mq allocate` and `mq cost`, theirs.
+    report: Of `mq allocate` and `mq cost`, theirs; of `mq sweep`, its trials.
   """
 
   kind: str

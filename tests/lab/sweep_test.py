@@ -5,8 +5,9 @@ import json
 
 import pytest
 
-from mq_jax.lab import cli, config, runs
+from mq_jax.lab import cli, config, listing, reporting, runs
 from mq_jax.lab.sweeping import spec
+from mq_jax.report import documents, pages
 
 
 @pytest.fixture
@@ -66,6 +67,24 @@ def test_a_sweep_is_run_once_and_continued(sweep, tmp_path, capsys):
   assert [r['clip'] for r in rows] == ['0.6', '1.0', '0.6', '1.0']
   assert (out / 'figure.png').stat().st_size > 5000
   assert '*' in (out / 'results.md').read_text()
+  (entry,) = listing.find(out)
+  assert (entry.state, entry.done, entry.total) == ('finished', 4, 4)
+  # All of it can be drawn again, by itself and on a page.
+  figure = (out / 'figure.png').read_bytes()
+  (out / 'figure.png').unlink()
+  assert cli.main(['show', str(out)]) == 0
+  assert (out / 'figure.png').read_bytes() == figure
+  (source,) = reporting.read([out])
+  assert source.finished and len(source.rows) == 4
+  document = pages.make([source])
+  titles = [s.title for s in document.sections]
+  assert titles == ['What was run', 'Results', 'Fronts', 'Sweeps']
+  (front,) = (
+    b for b in document.sections[-1].blocks if isinstance(b, documents.Table)
+  )
+  trials = {int(row[0].text) for row in front.rows}
+  best = min(records, key=lambda r: r['bits_per_byte'])['trial']
+  assert best in trials and len(trials) < 4
   assert cli.main(['sweep', str(sweep), '--out', str(out)]) == 0
   assert 'this sweep is finished' in capsys.readouterr().err
   other = ['--set', 'sweep.seed = 1', '--out', str(out)]

@@ -179,6 +179,11 @@ def _show_sweep(folder: pathlib.Path) -> int:
   records = files.read_lines(folder / output.RESULTS)
   found = output.summaries(records, objectives)
   console.Console().print(output.best_table(found, objectives))
+  if records:
+    with _unless_in_use(folder) as free:
+      if free:
+        output.write(folder, begun['what'], records, begun['name'])
+        print(f'redrawn in {folder}')
   return 0
 
 

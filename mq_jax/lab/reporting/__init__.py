@@ -11,14 +11,14 @@ import pathlib
 from collections.abc import Sequence
 
 from mq_jax.lab.files import RunError, write_whole
-from mq_jax.lab.reporting import allocations, comparisons, costs
+from mq_jax.lab.reporting import allocations, comparisons, costs, sweeps
 from mq_jax.report import html, plain
 from mq_jax.report.sources import Source
 
 __all__ = ['check_target', 'read', 'targets', 'write_whole']
 
-_READERS = (comparisons, allocations, costs)
-_KINDS = 'mq run, mq allocate or mq cost --out'
+_READERS = (comparisons, sweeps, allocations, costs)
+_KINDS = 'mq run, mq sweep, mq allocate or mq cost --out'
 
 
 def read(folders: Sequence[str | os.PathLike]) -> list[Source]:

@@ -53,14 +53,21 @@ def line(index: int, sweep: spec.Sweep, records: Sequence[Record]) -> str:
 
 def write(
   folder: pathlib.Path,
-  sweep: spec.Sweep,
+  what: Mapping[str, Any],
   records: Sequence[Record],
   name: str,
 ) -> None:
   """Write results of the trials so far: JSONL, CSV, Markdown, figure.
 
   Each is whole at any moment, so it can be read while the sweep runs.
+
+  Args:
+    folder: Of the sweep.
+    what: The sweep as plain data, `spec.Sweep.as_dict`.
+    records: Of its finished trials.
+    name: Of its config, for the figure.
   """
+  objectives = what['objectives']
   lines = ''.join(json.dumps(r, allow_nan=False) + '\n' for r in records)
   files.write_whole(folder / RESULTS, lines)
   flat = [
@@ -69,19 +76,21 @@ def write(
   ]
   names = list(dict.fromkeys(k for r in flat for k in r))
   files.write_whole(folder / 'results.csv', tables.csv_text(flat, names))
-  found = summaries(records, sweep.objectives)
-  files.write_whole(
-    folder / 'results.md', report.markdown(found, sweep.objectives)
-  )
-  logarithmic = [n for n, a in sweep.space.ranges.items() if a.kind == 'log']
+  found = summaries(records, objectives)
+  files.write_whole(folder / 'results.md', report.markdown(found, objectives))
   with contextlib.suppress(ValueError):  # every trial failed: nothing to draw
     drawn = report.figure(
       found,
-      sweep.objectives,
-      logarithmic,
-      footnote=f'{name}, {sweep.sampler}, seed {sweep.seed}',
+      objectives,
+      logarithmic(what),
+      footnote=f'{name}, {what["sampler"]}, seed {what["seed"]}',
     )
     style.save(drawn, folder / 'figure.png')
+
+
+def logarithmic(what: Mapping[str, Any]) -> list[str]:
+  """Names that a sweep, as plain data, spreads by their logarithm."""
+  return [n for a in what['space'] if a['kind'] == 'log' for n in a['names']]
 
 
 def _without(record: Record, *names: str) -> dict[str, Any]:

@@ -163,6 +163,7 @@ def _folder(
       'name': name,
       'storage': storage.shown(asked.url),
       'what': sweep.as_dict(),
+      'trials': sweep.trials,
       'seed': sweep.seed,
       'texts': dict(texts),
       'versions': runs.versions(),
@@ -172,14 +173,20 @@ def _folder(
       ),
     }
     if marker.exists():
-      _check_same(marker, begun)
+      there = _check_same(marker, begun)
+      if there.get('trials') != sweep.trials:  # of an adaptive one there may
+        there['trials'] = sweep.trials  # be more, the next time
+        files.write_whole(marker, json.dumps(there, indent=1) + '\n')
     else:
       files.write_whole(path / 'config.gin', sweep.file.operative)
       files.write_whole(marker, json.dumps(begun, indent=1) + '\n')
     yield
 
 
-def _check_same(marker: pathlib.Path, begun: Mapping[str, Any]) -> None:
+def _check_same(
+  marker: pathlib.Path, begun: Mapping[str, Any]
+) -> dict[str, Any]:
+  """What the folder was begun with; raises if that is another sweep."""
   try:
     there = json.loads(marker.read_text('utf-8'))
     what = there['what'] | {}
@@ -201,6 +208,7 @@ def _check_same(marker: pathlib.Path, begun: Mapping[str, Any]) -> None:
       f'{marker.parent}: was begun with storage {shown(there.get("storage"))}, '
       f'not {shown(begun["storage"])}'
     )
+  return there
 
 
 def _work(
@@ -238,6 +246,7 @@ class _Watch:
   ):
     self._sweep, self._book, self._path = sweep, book, path
     self._name, self._display = name, display
+    self._what = sweep.as_dict()
     self._seen = set(book.finished())
     self._before = len(self._seen)
     self._start = time.monotonic()
@@ -255,7 +264,7 @@ class _Watch:
     now = time.monotonic()
     if self._seen and (last or now - self._written > _WRITE_S):
       self._written = now
-      output.write(self._path, self._sweep, self._book.records(), self._name)
+      output.write(self._path, self._what, self._book.records(), self._name)
 
   def _left(self) -> str:
     """How many are done, and when the rest will be, at the pace so far."""
