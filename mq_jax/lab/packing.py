@@ -108,8 +108,7 @@ def pack(
     files.drop_torn(path / _BLOCKS)
     lines = files.read_lines(path / _BLOCKS)
     before = len(lines)
-    if before:
-      display.say(f'{path}: {before} of {blocks.count} blocks are there')
+    display.say(f'{path}: {before} of {blocks.count} blocks are there')
     with display.rows(before, blocks.count, 'blocks'):
       if before < blocks.count:
         carried = _carried(path, before, blocks, batches, display)

@@ -28,6 +28,18 @@ def add(commands) -> None:
     help='UTF-8 text to calibrate on (default: the docs corpus)',
   )
   shared.add_windows(quantize, 'calibrate on', 64)
+  quantize.add_argument(
+    '--inputs',
+    choices=('original', 'quantized'),
+    help='calibrate each block on what the original blocks before it give '
+    '(default), or the quantized ones (default with --stream)',
+  )
+  quantize.add_argument(
+    '--stream',
+    action='store_true',
+    help='keep one block of the model in memory, and in DIR what is done, '
+    'from which mq resume DIR goes on',
+  )
   shared.add_mesh(quantize)
   quantize.add_argument('--seed', type=int, default=0)
   quantize.add_argument('--out', required=True, metavar='DIR')
@@ -35,25 +47,29 @@ def add(commands) -> None:
 
 
 def _quantize(arguments: argparse.Namespace) -> int:
-  from rich import console
-
-  from mq_jax import artifacts, calibration, plans, recipes, sites
-  from mq_jax.lab import (
-    comparison,
-    config,
-    distributed,
-    files,
-    measure,
-    opening,
-    progress,
-  )
+  from mq_jax import recipes
+  from mq_jax.lab import config, files
 
   shared.positive(arguments, 'windows', 'batch')
   options = {} if arguments.bits is None else {'bits': arguments.bits}
   options |= config.options(arguments.set)
   recipe = recipes.make(arguments.recipe, **options)
-  artifacts.check_target(arguments.out)
   files.check_writable(arguments.out)
+  if arguments.stream:
+    return _streamed(arguments, recipe)
+  return _whole(arguments, recipe)
+
+
+def _whole(arguments: argparse.Namespace, recipe) -> int:
+  """Quantize a model that is in memory."""
+  import time
+
+  from rich import console
+
+  from mq_jax import artifacts, calibration, plans, sites, streaming
+  from mq_jax.lab import comparison, distributed, measure, opening, progress
+
+  artifacts.check_target(arguments.out)
   text = measure.calibration_text(arguments.calibration)
   model = opening.open_any(arguments.model, arguments.mesh)
   if comparison.has_packed(model.params):
@@ -63,24 +79,102 @@ def _quantize(arguments: argparse.Namespace) -> int:
   )
   display = progress.Display(console.Console(stderr=True))
   with display.rows(0, 1):
-    found = sites.find(model.apply, model.params, batches[0])
-    statistics = calibration.calibrate(
-      model.apply,
-      model.params,
-      batches,
-      sites=found,
-      progress=display.steps('calibrating'),
-    )
-    packed, seconds = comparison.quantize(
-      model, recipe, found, statistics, display.steps(arguments.recipe)
-    )
+    if arguments.inputs == 'quantized':
+      blocks = opening.blocks_of(model)
+      start = time.perf_counter()
+      plan = plans.uniform(streaming.find_sites(blocks, batches[0]), recipe)
+      steps = streaming.quantize(
+        blocks,
+        plan,
+        streaming.begin(blocks, batches),
+        progress=display.steps(arguments.recipe),
+      )
+      packed = streaming.assemble(blocks, list(steps))
+      seconds = time.perf_counter() - start
+    else:
+      found = sites.find(model.apply, model.params, batches[0])
+      statistics = calibration.calibrate(
+        model.apply,
+        model.params,
+        batches,
+        sites=found,
+        progress=display.steps('calibrating'),
+      )
+      packed, seconds = comparison.quantize(
+        model, recipe, found, statistics, display.steps(arguments.recipe)
+      )
     with distributed.folder(arguments.out) as out:
       manifest = opening.save_artifact(out, model, packed)
-  totals = manifest['totals']
-  status = measure.status_of(plans.records(packed))
-  print(
-    f'{arguments.out}: {model.name} by {arguments.recipe}, '
-    f'{len(manifest["packed"])} weights in {totals["nbytes"]} bytes, ebw '
-    f'{totals["ebw"]:.4f}, quantized in {seconds:.1f} s, {status}'
-  )
+  print(_said(arguments, model.name, manifest, plans.records(packed), seconds))
   return 0
+
+
+def _streamed(arguments: argparse.Namespace, recipe) -> int:
+  """Quantize a model block by block."""
+  from rich import console
+
+  from mq_jax import plans, streaming
+  from mq_jax.lab import (
+    distributed,
+    journal,
+    listing,
+    measure,
+    opening,
+    packing,
+    progress,
+    runs,
+  )
+
+  text = measure.calibration_text(arguments.calibration)
+  model, blocks = opening.open_blocks(arguments.model, arguments.mesh)
+  inputs = arguments.inputs or 'quantized'
+  batches = measure.calibration_batches(
+    model, text, arguments.windows, arguments.batch, arguments.seed
+  )
+  plan = plans.uniform(streaming.find_sites(blocks, batches[0]), recipe)
+  described, tokenizer = opening.described(model)
+  versions = runs.versions()
+  setup = {
+    'model': arguments.model,
+    'blocks': blocks.count,
+    'config': described['config'],
+    'recipe': recipe.to_json(),
+    'inputs': inputs,
+    'calibration': text.sha256,
+    **{n: getattr(arguments, n) for n in ('windows', 'batch', 'seed', 'mesh')},
+    'versions': {name: versions[name] for name in runs.LIBRARIES},
+  }
+  with (
+    distributed.folder(arguments.out) as out,
+    journal.Journal(out, listing.STREAM, arguments.argv) as log,
+  ):
+    done = packing.pack(
+      out,
+      blocks,
+      plan,
+      batches,
+      setup=setup,
+      inputs=inputs,
+      model=described,
+      tokenizer=tokenizer,
+      display=progress.Display(console.Console(stderr=True), log),
+    )
+  seconds = sum(done.seconds.values())
+  print(_said(arguments, model.name, done.manifest, done.records, seconds))
+  parts = ', '.join(f'{name} {s:.1f} s' for name, s in done.seconds.items())
+  rate = done.manifest['totals']['elements'] / max(seconds, 1e-9)
+  print(f'{parts}: {rate / 1e6:.2f} million weights a second')
+  return 0
+
+
+def _said(arguments, name: str, manifest, records, seconds: float) -> str:
+  """What was done, in a line."""
+  from mq_jax.lab import measure
+
+  totals = manifest['totals']
+  return (
+    f'{arguments.out}: {name} by {arguments.recipe}, '
+    f'{len(manifest["packed"])} weights in {totals["nbytes"]} bytes, ebw '
+    f'{totals["ebw"]:.4f}, quantized in {seconds:.1f} s, '
+    f'{measure.status_of(records)}'
+  )
