@@ -23,7 +23,7 @@ import orbax.checkpoint as ocp
 import tokenizers
 
 from mq_jax.data import docs, text
-from mq_jax.models import huggingface, llama
+from mq_jax.models import decoder, huggingface
 
 END = '<|endoftext|>'
 
@@ -122,7 +122,7 @@ def train(
   """Train, logging to `out/log.jsonl`; ends with a model folder, `out/hf`."""
   folder = pathlib.Path(out).absolute()
   folder.mkdir(parents=True, exist_ok=True)
-  config = llama.LlamaConfig(**config)
+  config = decoder.DecoderConfig(**config)
   texts = corpora(wikitext)
   vocabulary = folder / 'tokenizer.json'
   if not vocabulary.exists():
@@ -132,7 +132,7 @@ def train(
   data = {name: cut(name) for name in texts}
   print({name: array.shape for name, array in data.items()}, flush=True)
 
-  apply = llama.functional(config)
+  apply = decoder.functional(config)
   tx = optimizer(steps=steps)
 
   def loss(params, tokens):
@@ -149,7 +149,7 @@ def train(
     return (optax.apply_updates(params, updates), opt), value
 
   evaluate = jax.jit(loss)
-  params = llama.init_params(config, seed)
+  params = decoder.init_params(config, seed)
   state, start = (params, tx.init(params)), 0
   with ocp.CheckpointManager(
     folder / 'checkpoints', options=ocp.CheckpointManagerOptions(max_to_keep=2)

@@ -2,7 +2,7 @@
 
 A factor on a channel of one weight is taken back in the weight that reads
 the channel. Which weights those are is the model's knowledge, given here as
-`ChannelPair`s (`mq_jax.models.llama.channel_pairs` for a Llama).
+`ChannelPair`s (`mq_jax.models.decoder.channel_pairs` for a decoder).
 """
 
 import difflib
@@ -145,6 +145,85 @@ def plant_outliers(
   return rescale_channels(params, pairs, factors)
 
 
+def smoothing_scale(
+  inputs: jax.Array, weights: jax.Array, alpha: jax.typing.ArrayLike
+) -> jax.Array:
+  """Scales s that move the difficulty of quantizing inputs into weights.
+
+  s = inputs^alpha / weights^(1 - alpha): inputs are to be divided by it, the
+  weights that read them multiplied. With alpha 1 all inputs become equally
+  large, with 0 all rows of the weight.
+
+  Args:
+    inputs: Largest magnitude of each input, f32[..., k].
+    weights: Largest magnitude of the weights that read it, f32[..., k].
+    alpha: Migration exponent, 0..1; may be traced.
+
+  Returns:
+    f32[..., k]; 1 for inputs that are never active or never read.
+
+  Source:
+    SmoothQuant, arXiv 2211.10438, equation 4 (from memory).
+
+  Examples:
+    >>> smoothing_scale(jnp.array([8.0, 0.0]), jnp.array([0.5, 1.0]), 0.5)
+    Array([4., 1.], dtype=float32)
+  """
+  inputs, weights = (jnp.asarray(x, jnp.float32) for x in (inputs, weights))
+  some = (inputs > 0) & (weights > 0)
+  one = lambda x: jnp.where(some, x, 1.0)
+  return one(inputs) ** alpha / one(weights) ** (1 - alpha)
+
+
+def smoothing_factors(
+  params: Mapping[Any, Any],
+  pairs: Sequence[ChannelPair],
+  largest: Mapping[str, jax.Array],
+  alpha: jax.typing.ArrayLike,
+) -> list[jax.Array]:
+  """Factors for `rescale_channels` which smooth the inputs of consumers.
+
+  Nothing has to be done to the inputs then: the norm, or the weight, that
+  writes them divides by s. One s serves all consumers of a pair.
+
+  Args:
+    params: Nested dicts of arrays.
+    pairs: Where a factor may move.
+    largest: Largest magnitude of each input of the consumers, by their path
+      joined with '/', as `calibrate` names sites. Shapes [k].
+    alpha: See `smoothing_scale`.
+
+  Returns:
+    1 / s of each pair. Shapes [channels].
+
+  Raises:
+    ValueError: for a consumer that is no parameter, or is not in `largest`.
+  """
+  factors = []
+  for pair in pairs:
+    inputs, weights = [], []
+    for path, axis in pair.consumers:
+      weight = _get(params, path)
+      name = _text(path)
+      if name not in largest or largest[name] is None:
+        raise ValueError(f'{name}: the largest of its inputs are not known')
+      other = tuple(i for i in range(weight.ndim) if i != axis % weight.ndim)
+      size = jnp.max(jnp.abs(weight.astype(jnp.float32)), axis=other)
+      inputs.append(_gathered(largest[name], pair))
+      weights.append(_gathered(size, pair))
+    most = lambda arrays: jnp.max(jnp.stack(arrays), axis=0)
+    factors.append(1.0 / smoothing_scale(most(inputs), most(weights), alpha))
+  return factors
+
+
+def _gathered(x: jax.Array, pair: ChannelPair) -> jax.Array:
+  """Largest over what shares a channel: [r * channels] -> [channels]."""
+  if x.shape[0] == pair.channels:
+    return x
+  blocks = x.reshape(pair.channels // pair.block, -1, pair.block)
+  return jnp.max(blocks, axis=1).reshape(pair.channels)
+
+
 def _text(path: Path) -> str:
   return '/'.join(map(str, path))
 
@@ -182,9 +261,16 @@ def _spread(
       f'{pair.channels} channels'
       + (f' in blocks of {pair.block}' if pair.block else '')
     )
-  factor = jnp.asarray(factor, value.dtype)
-  if repeats > 1:
-    factor = jnp.repeat(factor.reshape(-1, pair.block), repeats, axis=0)
   shape = [1] * value.ndim
   shape[axis] = size
-  return factor.reshape(shape)
+  return spread(jnp.asarray(factor, value.dtype), pair, size).reshape(shape)
+
+
+def spread(factor: jax.Array, pair: ChannelPair, size: int) -> jax.Array:
+  """Factors [channels] of a pair along an axis of `size` that holds them."""
+  repeats = size // pair.channels
+  if repeats == 1:
+    return factor
+  return jnp.repeat(factor.reshape(-1, pair.block), repeats, axis=0).reshape(
+    size
+  )

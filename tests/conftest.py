@@ -60,7 +60,7 @@ def tiny(tmp_path_factory):
   """Folder of a random Llama that reads bytes: compiles in a second."""
   import tokenizers
 
-  from mq_jax.models import huggingface, llama
+  from mq_jax.models import decoder, huggingface
 
   alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
   vocabulary = {'<s>': 0} | {c: i + 1 for i, c in enumerate(alphabet)}
@@ -69,7 +69,7 @@ def tiny(tmp_path_factory):
     add_prefix_space=False
   )
   tokenizer.decoder = tokenizers.decoders.ByteLevel()
-  config = llama.LlamaConfig(
+  config = decoder.DecoderConfig(
     vocab_size=len(vocabulary),
     hidden_size=32,
     intermediate_size=64,
@@ -81,12 +81,12 @@ def tiny(tmp_path_factory):
   )
   # Ten times the usual size: quantization must show in the results.
   params = jax.tree.map(
-    lambda x: 10 * x if x.ndim == 2 else x, llama.init_params(config, 0)
+    lambda x: 10 * x if x.ndim == 2 else x, decoder.init_params(config, 0)
   )
   model = huggingface.LanguageModel(
     config=config,
     params=params,
-    apply=llama.functional(config),
+    apply=decoder.functional(config),
     tokenizer=tokenizer,
     bos=0,
     name='tiny',

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mq_jax import equalization
-from mq_jax.models import llama
+from mq_jax.models import decoder
 
 TOKENS = np.arange(24, dtype=np.int32).reshape(2, 12)
 KINDS = ('norm', 'hidden', 'value', 'key')
@@ -18,7 +18,7 @@ def run(tiny_llama):
 @pytest.mark.parametrize('scale', [16.0, 1 / 8])
 @pytest.mark.parametrize('kind', KINDS)
 def test_planting_is_exact_and_does_something(tiny_llama, run, kind, scale):
-  pairs = llama.channel_pairs(tiny_llama.config)[kind]
+  pairs = decoder.channel_pairs(tiny_llama.config)[kind]
   planted = equalization.plant_outliers(
     tiny_llama.params, pairs, jax.random.key(1), share=0.1, scale=scale
   )
@@ -40,7 +40,7 @@ def test_half_precision_is_exact_too(tiny_llama, run):
   for kind in KINDS:
     planted = equalization.plant_outliers(
       planted,
-      llama.channel_pairs(tiny_llama.config)[kind],
+      decoder.channel_pairs(tiny_llama.config)[kind],
       jax.random.key(0),
       share=0.2,
       scale=8.0,
@@ -52,7 +52,7 @@ def test_half_precision_is_exact_too(tiny_llama, run):
 
 @pytest.mark.parametrize('kind', KINDS)
 def test_arbitrary_factors_keep_the_function(tiny_llama, run, kind):
-  pairs = llama.channel_pairs(tiny_llama.config)[kind]
+  pairs = decoder.channel_pairs(tiny_llama.config)[kind]
   keys = jax.random.split(jax.random.key(0), len(pairs))
   factors = [
     jnp.exp(jax.random.normal(key, (pair.channels,)))

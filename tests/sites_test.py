@@ -15,7 +15,7 @@ from flax import nnx
 from jax import lax
 
 from mq_jax import sites
-from mq_jax.models import llama
+from mq_jax.models import decoder
 
 
 def normal(seed, *shape):
@@ -1225,7 +1225,7 @@ def test_handler_results_at_the_door(error, match, handler):
 
 
 def test_llama():
-  config = llama.LlamaConfig(
+  config = decoder.DecoderConfig(
     vocab_size=11,
     hidden_size=8,
     intermediate_size=12,
@@ -1236,8 +1236,8 @@ def test_llama():
     max_position_embeddings=16,
   )
   f, params = (
-    llama.functional(config),
-    filled(jax.eval_shape(lambda: llama.init_params(config, 0))),
+    decoder.functional(config),
+    filled(jax.eval_shape(lambda: decoder.init_params(config, 0))),
   )
   tokens = jnp.arange(10).reshape(2, 5)
   found = {s.name: s for s in sites.find(f, params, tokens)}

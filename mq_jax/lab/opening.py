@@ -1,14 +1,13 @@
 """One door to models: bundled, Hugging Face folders, and artifacts."""
 
-import dataclasses
 import os
 import pathlib
 from typing import Any
 
 import tokenizers
 
-from mq_jax import artifacts, sharding
-from mq_jax.models import bundled, huggingface, llama
+from mq_jax import artifacts, sharding, streaming
+from mq_jax.models import bundled, decoder, huggingface
 
 LanguageModel = huggingface.LanguageModel
 
@@ -38,6 +37,61 @@ def open_any(
   return model if devices is None else sharding.on_mesh(model, devices)
 
 
+def open_blocks(
+  name_or_path: str | os.PathLike, mesh: str | None = None
+) -> tuple[huggingface.Checkpoint | LanguageModel, streaming.Blocks]:
+  """A model that is read a block at a time where it lies in a folder.
+
+  Args:
+    name_or_path: Of the model; bundled ones are read whole.
+    mesh: As for `open_any`.
+
+  Returns:
+    What is known of the model without its weights, and its blocks.
+
+  Raises:
+    ValueError, FileNotFoundError: as `open_any`, and for artifacts.
+  """
+  devices = sharding.open_mesh(mesh)
+  if artifacts.is_artifact(name_or_path):
+    raise ValueError(f'{name_or_path}: is quantized already')
+  if os.fspath(name_or_path) in bundled.names():
+    model = bundled.load(os.fspath(name_or_path))
+    return model, streaming.on_mesh(blocks_of(model), devices)
+  found = huggingface.open_folder(name_or_path)
+  parts = decoder.parts(found.config)
+  blocks = streaming.Blocks(
+    count=found.config.num_hidden_layers,
+    read=found.block,
+    rest=found.rest,
+    block=parts.block,
+    embed=parts.embed,
+    head=parts.head,
+  )
+  return found, streaming.on_mesh(blocks, devices)
+
+
+def blocks_of(model: LanguageModel) -> streaming.Blocks:
+  """The blocks of a model in memory."""
+  return streaming.of_params(decoder.parts(model.config), model.params)
+
+
+def described(
+  model: huggingface.Checkpoint | LanguageModel,
+) -> tuple[dict[str, Any], str | None]:
+  """What an artifact keeps of a model beside weights: config and tokenizer."""
+  config = {
+    **huggingface.write_config(model.config),
+    'bos_token_id': model.bos,
+    'eos_token_id': model.eos,
+  }
+  tokenizer = model.tokenizer
+  return (
+    {'name': model.name, 'config': config},
+    None if tokenizer is None else tokenizer.to_str(pretty=True),
+  )
+
+
 def save_artifact(
   folder: str | os.PathLike,
   model: LanguageModel,
@@ -46,18 +100,12 @@ def save_artifact(
   overwrite: bool = False,
 ) -> dict:
   """Write `model` with the compressed `params`; returns the manifest."""
-  config = {
-    'architectures': ['LlamaForCausalLM'],
-    **dataclasses.asdict(model.config),
-    'bos_token_id': model.bos,
-    'eos_token_id': model.eos,
-  }
-  tokenizer = model.tokenizer
+  described_as, tokenizer = described(model)
   return artifacts.save(
     folder,
     params,
-    model={'name': model.name, 'config': config},
-    tokenizer=None if tokenizer is None else tokenizer.to_str(pretty=True),
+    model=described_as,
+    tokenizer=tokenizer,
     overwrite=overwrite,
   )
 
@@ -78,7 +126,7 @@ def _from_artifact(folder: pathlib.Path) -> LanguageModel:
   return LanguageModel(
     config=config,
     params=loaded.params,
-    apply=llama.functional(config),
+    apply=decoder.functional(config),
     tokenizer=tokenizer,
     bos=_token(raw, 'bos_token_id', config, where),
     name=str(loaded.model.get('name') or folder.name),
@@ -87,7 +135,7 @@ def _from_artifact(folder: pathlib.Path) -> LanguageModel:
 
 
 def _token(
-  raw: dict[str, Any], field: str, config: llama.LlamaConfig, where: str
+  raw: dict[str, Any], field: str, config: decoder.DecoderConfig, where: str
 ) -> int | None:
   value = raw.get(field)
   if value is None or (type(value) is int and 0 <= value < config.vocab_size):

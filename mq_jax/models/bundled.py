@@ -8,7 +8,7 @@ import pathlib
 import jax
 
 from mq_jax import equalization
-from mq_jax.models import huggingface, llama
+from mq_jax.models import decoder, huggingface
 
 _FOLDER = pathlib.Path(__file__).parent / 'reference'
 _NAMES = ('reference', 'reference-planted')
@@ -89,11 +89,11 @@ def plant(
   they were: no exact rescaling reaches their columns.
 
   Args:
-    model: Any Llama.
+    model: Any decoder. Kinds of pairs that it has not are left out.
     seed: Chooses the channels.
   """
   params, key = model.params, jax.random.key(seed)
-  for kind, pairs in llama.channel_pairs(model.config).items():
+  for kind, pairs in decoder.channel_pairs(model.config).items():
     for share, scale in PLANTED[kind]:
       key, used = jax.random.split(key)
       params = equalization.plant_outliers(

@@ -14,10 +14,11 @@ import collections
 import contextlib
 import json
 import math
+import mmap
 import os
 import pathlib
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import ml_dtypes
@@ -104,15 +105,15 @@ def read_folder(folder: str | os.PathLike) -> dict[str, np.ndarray]:
   Raises:
     FileNotFoundError: if the folder, or a shard of the index, is missing.
     ValueError: if the folder holds no safetensors, the index is malformed or
-      names a file outside the folder, index and shards disagree, or a file
-      is refused by `read_safetensors`.
+      names a file outside the folder, a link leads out of it, index and
+      shards disagree, or a file is refused by `read_safetensors`.
   """
   folder = pathlib.Path(folder)
   if not folder.is_dir():
     raise FileNotFoundError(f'{folder}: no such folder')
   single, index = folder / 'model.safetensors', folder / INDEX
   if single.is_file():
-    return read_safetensors(single)
+    return read_safetensors(inside(single))
   if not index.is_file():
     pickles = sorted(p.name for p in folder.glob('*.bin'))
     raise ValueError(
@@ -124,7 +125,7 @@ def read_folder(folder: str | os.PathLike) -> dict[str, np.ndarray]:
         else ''
       )
     )
-  shards = _read_index(index)
+  shards = _read_index(inside(index))
   tensors = {}
   for shard, names in shards.items():
     if not (folder / shard).is_file():
@@ -132,7 +133,7 @@ def read_folder(folder: str | os.PathLike) -> dict[str, np.ndarray]:
         f'{index}: shard {shard} is missing ({len(names)} tensors, first '
         f'{names[0]!r}); {len(shards)} shards are needed'
       )
-    found = read_safetensors(folder / shard)
+    found = read_safetensors(inside(folder / shard))
     for name in found.keys() & tensors.keys():
       raise ValueError(f'{folder / shard}: {name!r} is in another shard too')
     missing = sorted(set(names) - found.keys())
@@ -144,6 +145,123 @@ def read_folder(folder: str | os.PathLike) -> dict[str, np.ndarray]:
       )
     tensors |= found
   return tensors
+
+
+def inside(path: pathlib.Path) -> pathlib.Path:
+  """The path, if no link leads it out of its folder or hub cache.
+
+  In a cache of the hub, `snapshots/<revision>` holds links to `blobs`.
+
+  Raises:
+    ValueError: if it leads elsewhere.
+  """
+  folder, real = path.parent.resolve(), path.resolve()
+  rooms = [folder]
+  if folder.parent.name == 'snapshots':
+    rooms.append(folder.parent.parent / 'blobs')
+  if not any(real.is_relative_to(room) for room in rooms):
+    raise ValueError(
+      f'{path}: is a link to {real}, outside its folder; put the file itself '
+      'there if you trust it'
+    )
+  return path
+
+
+def give_back(arrays: Iterable[np.ndarray]) -> None:
+  """Let go of the memory that holds what was touched of mapped tensors.
+
+  They stay usable: what is touched again is read from the file again.
+  """
+  maps = {}
+  for array in arrays:
+    while isinstance(array, np.ndarray):
+      if isinstance(array.base, mmap.mmap):
+        maps[id(array.base)] = array.base
+      array = array.base
+  for each in maps.values():
+    each.madvise(mmap.MADV_DONTNEED)
+
+
+def write_shards(
+  folder: str | os.PathLike,
+  shapes: Mapping[str, tuple[int, ...]],
+  dtype: Any,
+  get: Callable[[str], np.ndarray],
+  max_shard_bytes: int,
+) -> None:
+  """Write tensors to one file or several with an index, one at a time.
+
+  Args:
+    folder: Where `model.safetensors`, or shards and `model.safetensors.
+      index.json` go; exists.
+    shapes: Of the tensors, by name, in the order in which they are written.
+    dtype: Of all of them.
+    get: Gives the tensor of a name; only one is in memory at a time.
+    max_shard_bytes: Most bytes of tensors in a file; a larger tensor gets a
+      file of its own.
+
+  Raises:
+    ValueError: if `max_shard_bytes` is not positive, or `get` gives another
+      shape or dtype.
+  """
+  folder, dtype = pathlib.Path(folder), np.dtype(dtype)
+  if max_shard_bytes <= 0:
+    raise ValueError(f'max_shard_bytes={max_shard_bytes} must be positive')
+  sizes = {n: math.prod(s) * dtype.itemsize for n, s in shapes.items()}
+  shards: list[list[str]] = [[]]
+  room = max_shard_bytes
+  for name, size in sizes.items():
+    if size > room and shards[-1]:
+      shards.append([])
+      room = max_shard_bytes
+    shards[-1].append(name)
+    room -= size
+  many = len(shards) > 1
+  weight_map = {}
+  for number, members in enumerate(shards, 1):
+    file = f'model-{number:05}-of-{len(shards):05}.safetensors'
+    weight_map |= dict.fromkeys(members, file)
+    path = folder / (file if many else 'model.safetensors')
+    _write_one(path, {name: shapes[name] for name in members}, dtype, get)
+  if many:
+    index = {
+      'metadata': {'total_size': sum(sizes.values())},
+      'weight_map': weight_map,
+    }
+    with replacing(folder / INDEX) as temporary:
+      temporary.write_text(json.dumps(index, indent=2) + '\n')
+
+
+def _write_one(
+  path: pathlib.Path,
+  shapes: Mapping[str, tuple[int, ...]],
+  dtype: np.dtype,
+  get: Callable[[str], np.ndarray],
+) -> None:
+  """Write a safetensors file tensor by tensor; the library needs them all."""
+  (kind,) = (k for k, known in DTYPES.items() if np.dtype(known) == dtype)
+  header: dict[str, Any] = {_METADATA: {'format': 'pt'}}
+  end = 0
+  for name, shape in shapes.items():
+    begin, end = end, end + math.prod(shape) * dtype.itemsize
+    header[name] = {
+      'dtype': kind,
+      'shape': list(shape),
+      'data_offsets': [begin, end],
+    }
+  text = json.dumps(header).encode()
+  text += b' ' * (-len(text) % 8)  # so that tensors begin aligned
+  with replacing(path) as temporary, open(temporary, 'wb') as file:
+    file.write(len(text).to_bytes(8, 'little') + text)
+    for name, shape in shapes.items():
+      array = np.ascontiguousarray(get(name))
+      if array.shape != shape or array.dtype != dtype:
+        raise ValueError(
+          f'{path}: {name!r} is {array.dtype}{list(array.shape)}, expected '
+          f'{dtype}{list(shape)}'
+        )
+      file.write(array.reshape(-1).view(np.uint8))
+    file.flush()
 
 
 def write_safetensors(

@@ -1,0 +1,261 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mq_jax import equalization, sites
+from mq_jax.models import decoder
+from mq_jax.models.decoder import rotary
+
+CONFIG = decoder.DecoderConfig(
+  vocab_size=40,
+  hidden_size=16,
+  intermediate_size=24,
+  num_hidden_layers=2,
+  num_attention_heads=4,
+  num_key_value_heads=2,
+  head_dim=8,
+  max_position_embeddings=32,
+)
+CLASSIC = {'norm': 'layer', 'positions': 'learned', 'gated': False}
+OPTIONS = {
+  'llama': {},
+  'untied': {'tie_word_embeddings': False},
+  'windowed': {'sliding_window': 3, 'window_layers': (1,)},
+  'qwen': {'qk_norm': True, 'qkv_bias': True},
+  'phi': {'rotary_dim': 4, 'rope_scaling': rotary.Linear(2.0)},
+  'dynamic': {'rope_scaling': rotary.Dynamic(2.0, 6)},
+  'opt': {**CLASSIC, 'activation': 'relu', 'position_offset': 2,
+          'qkv_bias': True, 'o_bias': True, 'mlp_bias': True},
+  'gpt2': {**CLASSIC, 'activation': 'gelu_tanh', 'qkv_bias': True},
+  'mixtral': {'num_experts': 3, 'experts_per_token': 2},
+}  # fmt: skip
+TOKENS = np.random.default_rng(0).integers(0, 40, (2, 12)).astype(np.int32)
+
+
+def make(name):
+  config = dataclasses.replace(CONFIG, **OPTIONS[name])
+  params = decoder.init_params(config, 0)
+  keys = iter(range(1000))
+
+  def spread(x):
+    # Biases and gains away from 0 and 1, weights far from linear.
+    noise = jax.random.normal(jax.random.key(next(keys)), x.shape)
+    return 2 * x + 0.3 * noise if x.ndim > 1 else x + 0.3 * noise
+
+  return config, jax.tree.map(spread, params)
+
+
+@pytest.fixture(scope='module')
+def params():
+  return decoder.init_params(CONFIG, 0)
+
+
+def test_parameters_are_plain_nested_dicts(params):
+  assert params.keys() == {'embed_tokens', 'layers', 'norm'}
+  assert list(params['layers']) == [0, 1]
+  assert params['layers'][1]['mlp']['down_proj']['kernel'].shape == (24, 16)
+
+
+def test_same_config_same_functions():
+  again = dataclasses.replace(CONFIG)
+  assert decoder.functional(CONFIG) is decoder.functional(again)
+  assert decoder.cached(CONFIG) is decoder.cached(again)
+  block = decoder.parts(again).block
+  assert decoder.parts(CONFIG).block(0) is block(1)
+  windowed = dataclasses.replace(CONFIG, **OPTIONS['windowed'])
+  block = decoder.parts(windowed).block
+  assert block(0) is not block(1)
+  with pytest.raises(ValueError, match='block 2 of 2'):
+    block(2)
+
+
+@pytest.mark.parametrize('name', OPTIONS)
+def test_parts_and_cached_are_the_whole(name):
+  config, params = make(name)
+  whole = jax.jit(decoder.functional(config))(params, TOKENS)
+  assert np.isfinite(whole).all()
+  assert np.abs(whole).max() > 0.1
+  parts = decoder.parts(config)
+  rest = {k: v for k, v in params.items() if k != 'layers'}
+
+  @jax.jit
+  def composed(params, rest, tokens):
+    x = parts.embed(rest, tokens)
+    for i in range(config.num_hidden_layers):
+      x = parts.block(i)(params['layers'][i], x)
+    return parts.head(rest, x)
+
+  np.testing.assert_array_equal(composed(params, rest, TOKENS), whole)
+
+  @jax.jit
+  def cached(params, tokens):
+    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+    return decoder.cached(config)(
+      params, tokens, positions, (None, None), decoder.attend_all
+    )
+
+  logits, caches = cached(params, TOKENS)
+  assert caches == (None, None)
+  # Positions that are data rather than constants may round differently.
+  np.testing.assert_allclose(logits, whole, atol=1e-4)
+
+
+@pytest.mark.parametrize('name', OPTIONS)
+def test_logits_depend_on_the_past_only(name):
+  config, params = make(name)
+  apply = jax.jit(decoder.functional(config))
+  tokens = TOKENS[:1]
+  changed = tokens.copy()
+  changed[0, 7] = (changed[0, 7] + 1) % 40
+  before, after = apply(params, tokens), apply(params, changed)
+  np.testing.assert_array_equal(before[:, :7], after[:, :7])
+  assert (before[:, 7:] != after[:, 7:]).any(-1).all()
+
+
+def test_window_hides_what_lies_behind_it():
+  config = dataclasses.replace(CONFIG, sliding_window=3)
+  params = make('llama')[1]
+  changed = TOKENS.copy()
+  changed[:, 2] = (changed[:, 2] + 1) % 40
+  apply = jax.jit(decoder.functional(config))
+  same = (apply(params, TOKENS) == apply(params, changed)).all((0, 2))
+  # Two blocks of a window of 3: a token is seen by the 4 that follow it.
+  assert same.tolist() == [True] * 2 + [False] * 5 + [True] * 5
+
+
+@pytest.mark.parametrize('name', OPTIONS)
+def test_channel_pairs_keep_the_function(name):
+  config, params = make(name)
+  apply = jax.jit(decoder.functional(config))
+  whole = apply(params, TOKENS)
+  for kind, pairs in decoder.channel_pairs(config).items():
+    if not pairs:
+      continue
+    factors = [
+      2.0 ** jax.random.randint(jax.random.key(i), (p.channels,), -3, 4)
+      for i, p in enumerate(pairs)
+    ]
+    new = equalization.rescale_channels(params, pairs, factors)
+    assert any(
+      (a != b).any() for a, b in zip(*map(jax.tree.leaves, (params, new)))
+    ), kind
+    # Powers of two are exact, sums in another order are not.
+    np.testing.assert_allclose(apply(new, TOKENS), whole, atol=1e-4)
+  missing = {k for k, p in decoder.channel_pairs(config).items() if not p}
+  assert missing == {'gpt2': {'hidden'}, 'phi': {'key'}}.get(name, set())
+
+
+def test_experts_are_one_site_with_their_own_rows():
+  config, params = make('mixtral')
+  apply = decoder.functional(config)
+  found = {s.name: s for s in sites.find(apply, params, TOKENS)}
+  site = found['layers/1/mlp/experts/up_proj/kernel']
+  assert (site.groups, site.k, site.n) == (3, 16, 24)
+  assert site.matrix_shape == (3, 16, 24)
+  assert found['layers/0/mlp/router/kernel'].n == 3
+  rows = lambda site, rows: rows
+  seen = jax.jit(sites.tap(apply, rows))(params, TOKENS)[1]
+  for name in ('up_proj', 'down_proj'):
+    own = np.asarray(seen[f'layers/1/mlp/experts/{name}/kernel']).any(-1)
+    np.testing.assert_array_equal(own.sum(0), 2)  # of three experts
+    assert (own.sum(1) > 0).all()
+    assert not own.all(1).any()
+
+
+def test_mixture_against_numpy():
+  config, params = make('mixtral')
+  x = np.random.default_rng(1).normal(size=(2, 5, 16)).astype(np.float32)
+  block = params['layers'][0]
+  mixed = _mlp(config, block, x)
+  p = jax.tree.map(lambda a: np.asarray(a, np.float64), block['mlp'])
+  rows = x.reshape(-1, 16).astype(np.float64)
+  logits = rows @ p['router']['kernel']
+  want = np.zeros_like(rows)
+  for i, row in enumerate(rows):
+    best = np.argsort(-logits[i])[:2]
+    share = np.exp(logits[i][best])
+    for e, s in zip(best, share / share.sum()):
+      kernel = lambda n, e=e: p['experts'][f'{n}_proj']['kernel'][e]
+      gate = row @ kernel('gate')
+      hidden = gate / (1 + np.exp(-gate)) * (row @ kernel('up'))
+      want[i] += s * (hidden @ kernel('down'))
+  np.testing.assert_allclose(mixed.reshape(-1, 16), want, rtol=1e-4, atol=1e-4)
+
+
+def _mlp(config, block, x):
+  """The mixture alone: what a block adds when attention and norm do nothing."""
+  from flax import nnx
+
+  from mq_jax.models.decoder import _network
+
+  graph = nnx.graphdef(
+    nnx.eval_shape(lambda: _network.Mixture(config, rngs=nnx.Rngs(0)))
+  )
+  return np.asarray(nnx.merge(graph, block['mlp'])(jnp.asarray(x)))
+
+
+def test_wrong_structure_is_named(params):
+  renamed = {k: v for k, v in params.items() if k != 'norm'}
+  renamed['nrom'] = params['norm']
+  tokens = jnp.zeros((1, 2), jnp.int32)
+  for run in (decoder.functional(CONFIG), decoder.parts(CONFIG).embed):
+    with pytest.raises(ValueError, match="'norm/scale'.*'nrom/scale'"):
+      run(renamed, tokens)
+  layer = {k: v for k, v in params['layers'][0].items() if k != 'mlp'}
+  with pytest.raises(ValueError, match='mlp/up_proj/kernel'):
+    decoder.parts(CONFIG).block(0)(layer, jnp.zeros((1, 2, 16)))
+  with pytest.raises(ValueError, match='1 caches for 2 blocks'):
+    decoder.cached(CONFIG)(params, tokens, tokens, (None,), decoder.attend_all)
+
+
+def test_learned_positions_end():
+  config, params = make('opt')
+  with pytest.raises(ValueError, match='33 tokens, .* only 32 positions'):
+    decoder.functional(config)(params, jnp.zeros((1, 33), jnp.int32))
+  positions = jnp.array([[31, 32]], jnp.int32)
+  logits, _ = decoder.cached(config)(
+    params, TOKENS[:1, :2], positions, (None, None), decoder.attend_all
+  )
+  assert np.isfinite(logits[0, 0]).all()
+  assert np.isnan(logits[0, 1]).all()  # not some other position's
+
+
+@pytest.mark.parametrize(
+  'options, message',
+  [
+    ({'norm': 'batch'}, "norm='batch' is not one of rms, layer"),
+    ({'activation': 'tanh'}, 'activation'),
+    ({'dtype': 'float8'}, 'dtype'),
+    ({'num_key_value_heads': 3}, 'not a multiple'),
+    ({'rotary_dim': 3}, 'pair channels'),
+    ({'num_experts': 2, 'experts_per_token': 3}, 'among the 2 experts'),
+  ],
+)
+def test_config_is_refused(options, message):
+  with pytest.raises(ValueError, match=message):
+    dataclasses.replace(CONFIG, **options)
+
+
+def test_half_precision():
+  config = dataclasses.replace(CONFIG, dtype='bfloat16')
+  params = make('llama')[1]
+  half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
+  want = jax.jit(decoder.functional(CONFIG))(half, TOKENS)
+  assert want.dtype == jnp.float32
+  found = jax.jit(decoder.functional(config))(half, TOKENS)
+  assert found.dtype == jnp.bfloat16
+  error = np.abs(np.asarray(found, np.float32) - want)
+  # 8 bits of precision through two blocks.
+  assert error.max() < 0.03 * np.abs(want).max()
+
+
+def test_rotation_against_complex_numbers():
+  x = np.random.default_rng(0).normal(size=(1, 5, 2, 8))
+  angle = np.arange(5)[:, None] * 100.0 ** (-np.arange(4) / 4)
+  turned = (x[..., :4] + 1j * x[..., 4:]) * np.exp(1j * angle)[None, :, None]
+  expected = np.concatenate([turned.real, turned.imag], -1)
+  found = rotary.rotate(jnp.asarray(x, jnp.float32), jnp.arange(5)[None], 100.0)
+  np.testing.assert_allclose(found, expected, atol=1e-5)
