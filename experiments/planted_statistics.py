@@ -27,8 +27,8 @@ import numpy as np
 from flax import nnx
 
 from mq_jax.data import docs
-from mq_jax.evaluation import perplexity
-from mq_jax.models import bundled, llama
+from mq_jax.evaluation import cuts, perplexity
+from mq_jax.models import bundled, decoder
 
 KINDS = ('q', 'k', 'v', 'o', 'gate', 'up', 'down')
 OPT_NAMES = {
@@ -91,7 +91,7 @@ def all_weights(model) -> list[dict]:
 def channel_maxima(model, tokens: np.ndarray) -> dict[str, np.ndarray]:
   """Largest |input| of each channel, over its layer's median. [layer, k]."""
   graph = nnx.graphdef(
-    nnx.eval_shape(lambda: llama.Llama(model.config, rngs=nnx.Rngs(0)))
+    nnx.eval_shape(lambda: decoder.Decoder(model.config, rngs=nnx.Rngs(0)))
   )
   network = nnx.merge(graph, model.params)
   seen = {kind: [] for kind in OPT_NAMES}
@@ -210,7 +210,7 @@ def main(argv: list[str] | None = None) -> dict:
     text = pathlib.Path(options.text).read_text(encoding='utf-8')
   else:
     text = docs.docs_text('valid', 60_000)
-  windows = perplexity.text_windows(
+  windows = cuts.text_windows(
     plain.tokenizer,
     text,
     plain.config.max_position_embeddings - 1,

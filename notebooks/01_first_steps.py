@@ -21,7 +21,7 @@ import numpy as np
 
 import mq_jax as mq
 from mq_jax.data import docs
-from mq_jax.evaluation.perplexity import text_windows
+from mq_jax.evaluation.cuts import text_windows
 from mq_jax.models import bundled
 
 model = bundled.load('reference-planted')

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from mq_jax.allocation._blocks import Loss
+from mq_jax.evaluation import predictions
 
 # (params, inputs) -> logits [..., classes]
 Apply = Callable[[Any, jax.Array], jax.Array]
@@ -67,9 +68,7 @@ def divergence(apply: Apply) -> Loss:
 
 
 def _divergence(log_probs, wanted):
-  wanted = wanted.astype(jnp.float32)
-  each = jnp.exp(wanted) * (wanted - log_probs)
-  return jnp.mean(jnp.sum(each, axis=-1))
+  return jnp.mean(predictions.divergence_per_token(log_probs, wanted))
 
 
 @functools.cache
@@ -83,11 +82,9 @@ def next_token(apply: Apply) -> Loss:
     (params, windows i32[b, t + 1]) -> scalar.
   """
 
-  from mq_jax.evaluation import perplexity  # late: it reads tokenizers
-
   def loss(params, windows):
     logits = apply(params, windows[:, :-1])
-    return perplexity.nll_per_token(logits, windows[:, 1:]).mean()
+    return predictions.nll_per_token(logits, windows[:, 1:]).mean()
 
   return loss
 

@@ -2,16 +2,17 @@
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import tokenizers
 
 from mq_jax import sharding
-from mq_jax.data import text as text_data
+from mq_jax.evaluation import predictions
+
+# (params, tokens i32[b, t]) -> logits [b, t, v]
+Apply = Callable[[Any, jax.Array], jax.Array]
 
 
 class Scores(NamedTuple):
@@ -33,102 +34,34 @@ class Scores(NamedTuple):
   bytes: int | None
 
 
-class TextWindows(NamedTuple):
-  """Windows of a text, and how much text their predicted tokens stand for.
-
-  Attributes:
-    tokens: Windows; the first token of each is context only. i32[w, t + 1].
-    n_bytes: UTF-8 bytes of the text that tokens 1..t of all windows make up.
-  """
-
-  tokens: np.ndarray
-  n_bytes: int
-
-
-def text_windows(
-  tokenizer: tokenizers.Tokenizer,
-  text: str,
-  length: int,
-  bos: int | None,
-  limit: int | None = None,
-) -> TextWindows:
-  """Cut a text into windows to evaluate on.
-
-  Args:
-    tokenizer: From text to tokens; its special tokens are not added.
-    text: The text.
-    length: Tokens predicted by a window, >= 1.
-    bos: Token put before each window; None takes the preceding one instead.
-    limit: Use the first `limit` windows only.
-
-  Returns:
-    The windows and the bytes their predicted tokens stand for. A character
-    split into several tokens counts with the last of them.
-
-  Raises:
-    ValueError: if the text is shorter than one window, or `length` or
-      `limit` is less than 1.
-  """
-  if length < 1 or (limit is not None and limit < 1):
-    raise ValueError(f'length={length} and limit={limit} must be at least 1')
-  encoding = tokenizer.encode(text, add_special_tokens=False)
-  tokens = text_data.windows(
-    np.asarray(encoding.ids, np.int32), length, bos=bos
-  )[:limit]
-  first = 0 if bos is not None else 1  # without bos, token 0 is context only
-  last = first + tokens.shape[0] * length
-  begin, end = (_characters(encoding.offsets, i) for i in (first, last))
-  return TextWindows(tokens, len(text[begin:end].encode('utf-8')))
-
-
-def _characters(offsets: list[tuple[int, int]], count: int) -> int:
-  """Characters of the text that the first `count` tokens complete."""
-  if count == 0:
-    return 0
-  end = offsets[count - 1][1]
-  # Tokens that share a character all span it: it is not complete before the
-  # last of them.
-  return end if count == len(offsets) else min(end, offsets[count][0])
-
-
-def nll_per_token(logits: jax.Array, targets: jax.Array) -> jax.Array:
-  """Negative log likelihood of each target, in nats.
-
-  Args:
-    logits: Of any float type; computed in float32. Shape [..., v].
-    targets: Tokens; NaN is returned for those outside the vocabulary, which
-      plain indexing would clamp in silence. Shape [...].
-
-  Returns:
-    f32[...].
-
-  Examples:
-    >>> nll_per_token(jnp.zeros((1, 4)), jnp.array([2])).round(3)
-    Array([1.386], dtype=float32)
-  """
-  logits = logits.astype(jnp.float32)
-  chosen = jnp.take_along_axis(
-    logits, targets[..., None], axis=-1, mode='fill', fill_value=jnp.nan
-  )[..., 0]
-  return jax.nn.logsumexp(logits, axis=-1) - chosen
-
-
 @functools.partial(jax.jit, static_argnums=0)
-def _window_nll(
-  apply: Callable[[Any, jax.Array], jax.Array], params: Any, windows: jax.Array
+def window_nll(
+  apply: Apply, params: Any, windows: jax.Array, counted: jax.Array
 ) -> jax.Array:
-  """Sum over the tokens of each window. f32[w]."""
+  """Negative log likelihood of each window, the sum over its counted tokens.
+
+  Args:
+    apply: The model.
+    params: Its parameters.
+    windows: Tokens. i32[w, t + 1].
+    counted: Which of the tokens 1..t count. bool[w, t].
+
+  Returns:
+    f32[w].
+  """
   logits = apply(params, windows[:, :-1])
-  return nll_per_token(logits, windows[:, 1:]).sum(axis=-1)
+  each = predictions.nll_per_token(logits, windows[:, 1:])
+  return each.sum(axis=-1, where=counted)
 
 
 def evaluate(
-  apply: Callable[[Any, jax.Array], jax.Array],
+  apply: Apply,
   params: Any,
   windows: np.ndarray,
   *,
   batch: int = 16,
   n_bytes: int | None = None,
+  counted: np.ndarray | None = None,
   progress: Callable[[int, int], None] | None = None,
 ) -> Scores:
   """Score a language model on windows of tokens.
@@ -140,8 +73,9 @@ def evaluate(
     apply: `(params, tokens i32[b, t]) -> logits [b, t, v]`.
     params: Any tree of arrays.
     windows: Tokens; each window predicts all but its first. i32[w, t + 1].
-    batch: Windows at a time; it does not change the result.
+    batch: Windows at a time; it does not change the result but for rounding.
     n_bytes: Length of the predicted text, for bits per byte.
+    counted: Which predicted tokens count; None for all. bool[w, t].
     progress: Called with the windows done and their total after each batch.
 
   Returns:
@@ -150,7 +84,43 @@ def evaluate(
 
   Raises:
     ValueError: if there is nothing to predict, or windows are not whole
-      numbers from 0, or `batch` is less than 1.
+      numbers from 0, or `counted` doesn't fit them, or `batch` is less than 1.
+  """
+  if n_bytes is not None and n_bytes < 1:
+    raise ValueError(f'batch={batch} and n_bytes={n_bytes} must be positive')
+  counted = checked(windows, counted, batch)
+  one = lambda *batch: window_nll(apply, params, *batch)
+  sums = in_batches(one, windows, counted, batch, progress)
+  return scores(math.fsum(sums), int(counted.sum()), n_bytes)
+
+
+def scores(total: float, tokens: int, n_bytes: int | None) -> Scores:
+  """Scores of a text from the sum of its tokens' negative log likelihoods."""
+  nll = total / tokens
+  return Scores(
+    nll=nll,
+    perplexity=math.exp(nll) if not nll > 709 else math.inf,
+    bits_per_byte=total / (math.log(2) * n_bytes) if n_bytes else None,
+    tokens=tokens,
+    bytes=n_bytes,
+  )
+
+
+def checked(
+  windows: np.ndarray, counted: np.ndarray | None, batch: int
+) -> np.ndarray:
+  """Which tokens count, once all are found fit to be evaluated.
+
+  Args:
+    windows: i32[w, t + 1].
+    counted: bool[w, t], or None for all.
+    batch: Windows at a time.
+
+  Returns:
+    bool[w, t].
+
+  Raises:
+    ValueError: see `evaluate`.
   """
   windows = np.asarray(windows)
   if windows.ndim != 2 or windows.shape[0] < 1 or windows.shape[1] < 2:
@@ -162,27 +132,60 @@ def evaluate(
       f'windows must hold tokens >= 0, found {windows.dtype} from '
       f'{windows.min()}'
     )
-  if batch < 1 or (n_bytes is not None and n_bytes < 1):
-    raise ValueError(f'batch={batch} and n_bytes={n_bytes} must be positive')
-  count, width = windows.shape
-  batch = min(batch, count)
-  sums = []
-  for start in range(0, count, batch):
-    chunk = windows[start : start + batch].astype(np.int32)
-    # The last batch is filled up: one shape, so one compilation.
-    padded = np.zeros((batch, width), np.int32)
-    padded[: len(chunk)] = chunk
-    value = _window_nll(apply, params, padded)
-    sums.append(sharding.to_host(value).astype(np.float64)[: len(chunk)])
+  if batch < 1:
+    raise ValueError(f'batch={batch} must be positive')
+  shape = (windows.shape[0], windows.shape[1] - 1)
+  if counted is None:
+    return np.ones(shape, bool)
+  counted = np.asarray(counted)
+  if counted.shape != shape or counted.dtype != bool or not counted.any():
+    raise ValueError(
+      f'counted is {counted.dtype} of shape {counted.shape}, true '
+      f'{np.count_nonzero(counted)} times; expected bool of shape {shape}, '
+      'true somewhere'
+    )
+  return counted
+
+
+def in_batches(
+  one: Callable[[jax.Array, jax.Array], jax.Array],
+  windows: np.ndarray,
+  counted: np.ndarray,
+  batch: int,
+  progress: Callable[[int, int], None] | None = None,
+) -> np.ndarray:
+  """Sums over each window, a batch at a time.
+
+  Args:
+    one: (windows i32[batch, t + 1], counted bool[batch, t]) -> f32[batch, ...].
+    windows: All windows. i32[w, t + 1].
+    counted: Which tokens count. bool[w, t].
+    batch: Windows at a time, at most.
+    progress: Called with the windows done and their total after each batch.
+
+  Returns:
+    f64[w, ...].
+  """
+  done = []
+  for size, chunk, mask in batches(windows, counted, batch):
+    values = sharding.to_host(one(chunk, mask))
+    done.append(values.astype(np.float64)[:size])
     if progress is not None:
-      progress(start + len(chunk), count)
-  tokens = count * (width - 1)
-  total = math.fsum(np.concatenate(sums))
-  nll = total / tokens
-  return Scores(
-    nll=nll,
-    perplexity=math.exp(nll) if not nll > 709 else math.inf,
-    bits_per_byte=total / (math.log(2) * n_bytes) if n_bytes else None,
-    tokens=tokens,
-    bytes=n_bytes,
-  )
+      progress(sum(map(len, done)), len(windows))
+  return np.concatenate(done)
+
+
+def batches(
+  windows: np.ndarray, counted: np.ndarray, batch: int
+) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+  """Batches, the last filled up: one shape, so one compilation.
+
+  Yields:
+    How many windows are real; windows i32[batch, t + 1]; which tokens count,
+    bool[batch, t].
+  """
+  batch = min(batch, len(windows))
+  for start in range(0, len(windows), batch):
+    chunk, mask = (x[start : start + batch] for x in (windows, counted))
+    fill = ((0, batch - len(chunk)), (0, 0))
+    yield len(chunk), np.pad(chunk.astype(np.int32), fill), np.pad(mask, fill)

@@ -1,20 +1,20 @@
 """What is done to a model in a row: texts cut, statistics, quality."""
 
 import collections
-import dataclasses
 import hashlib
 import math
+import pathlib
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
+from mq_jax import plans
 from mq_jax.compensation import Status
-from mq_jax.data import docs
+from mq_jax.data import docs, wikitext
 from mq_jax.data import text as text_data
-from mq_jax.evaluation import perplexity
+from mq_jax.evaluation import agreement, choices, cuts, perplexity
 from mq_jax.lab import opening
-from mq_jax.quantize import QuantizedMatrix
 
 # A window is the model's context, but no longer than this: beyond it one
 # window costs minutes on a CPU and says little about a quantizer.
@@ -33,10 +33,18 @@ class Text(NamedTuple):
 
 
 def evaluation_text(path: str | None) -> Text:
-  """A text file, or the docs corpus' test split for None."""
-  content = (
-    docs.docs_text('test') if path is None else text_data.read_text(path)
-  )
+  """A text file, a folder of WikiText-2, or the docs corpus' test split.
+
+  Args:
+    path: The file or folder; None for the docs corpus. Of a folder, the raw
+      test split of `data.wikitext`.
+  """
+  if path is None:
+    content = docs.docs_text('test')
+  elif pathlib.Path(path).is_dir():
+    content = wikitext.test_text(path)
+  else:
+    content = text_data.read_text(path)
   return _text(content, path or 'docs corpus, test')
 
 
@@ -53,22 +61,57 @@ def _text(content: str, source: str) -> Text:
   return Text(content, source, hashlib.sha256(content.encode()).hexdigest())
 
 
+class Cut(NamedTuple):
+  """How a text is cut into windows; `evaluation.cuts` says what that means.
+
+  Attributes:
+    field: As the field does it; otherwise each window is begun by the bos.
+    stride: Tokens from window to window, of the field's.
+    context: Tokens of a window; None for the model's context, at most
+      `LONGEST`.
+  """
+
+  field: bool = False
+  stride: int | None = None
+  context: int | None = None
+
+
+OURS = Cut()
+
+
 def windows(
-  model: opening.LanguageModel, text: Text, limit: int | None = None
-) -> perplexity.TextWindows:
+  model: opening.LanguageModel,
+  text: Text,
+  limit: int | None = None,
+  cut: Cut = OURS,
+) -> cuts.TextWindows:
   """A text as windows of the model's context length, each begun by its bos.
+
+  Args:
+    model: Its tokenizer and context count.
+    text: The text.
+    limit: Use the first `limit` windows only.
+    cut: Another way to cut.
 
   Raises:
     ValueError: if the model has no tokenizer, or the text is shorter than
-      one window; names model and text.
+      one window, or a window longer than the context; names model and text.
   """
   if model.tokenizer is None:
     raise ValueError(
       f'{model.name}: has no tokenizer.json, so it reads no text'
     )
-  length = min(model.config.max_position_embeddings, LONGEST)
+  length = _length(model, cut)
   try:
-    return perplexity.text_windows(
+    if cut.field:
+      return cuts.field_windows(
+        model.tokenizer,
+        cuts.field_text(text.content),
+        length,
+        stride=cut.stride,
+        limit=limit,
+      )
+    return cuts.text_windows(
       model.tokenizer, text.content, length, model.bos, limit
     )
   except ValueError as error:
@@ -91,7 +134,7 @@ def calibration_batches(
 def scores(
   model: opening.LanguageModel,
   params: Any,
-  text: perplexity.TextWindows,
+  text: cuts.TextWindows,
   batch: int,
   progress: Any = None,
 ) -> dict[str, Any]:
@@ -107,44 +150,111 @@ def scores(
     ValueError: if the numbers are not finite.
   """
   found = perplexity.evaluate(
-    model.apply,
-    plain(params),
+    *plans.runnable(model.apply, params),
     text.tokens,
     batch=batch,
     n_bytes=text.n_bytes,
+    counted=text.counted,
     progress=progress,
   )
+  _check_finite(model, found)
+  return found._asdict()
+
+
+def compared(
+  model: opening.LanguageModel,
+  reference: opening.LanguageModel,
+  text: cuts.TextWindows,
+  batch: int,
+) -> dict[str, Any]:
+  """`scores` of a model beside those of a reference, by one pass of both.
+
+  Returns:
+    What `scores` does, and `reference_nll`, `reference_perplexity`, and of
+    `agreement.Agreement` `divergence`, `top1` and their standard errors.
+
+  Raises:
+    ValueError: if their tokens are not the same, or numbers not finite.
+  """
+  names = f'{model.name} and {reference.name}'
+  vocabularies = [
+    None if m.tokenizer is None else m.tokenizer.get_vocab()
+    for m in (model, reference)
+  ]
+  if None not in vocabularies and vocabularies[0] != vocabularies[1]:
+    raise ValueError(f'{names}: their tokenizers have different tokens')
+  try:
+    found = agreement.compare(
+      *plans.runnable(model.apply, model.params),
+      *plans.runnable(reference.apply, reference.params),
+      text.tokens,
+      batch=batch,
+      n_bytes=text.n_bytes,
+      counted=text.counted,
+    )
+  except ValueError as error:
+    raise ValueError(f'{names}: {error}') from error
+  _check_finite(model, found.scores)
+  _check_finite(reference, found.reference)
+  rest = found._asdict()
+  own, other = rest.pop('scores'), rest.pop('reference')
+  return {
+    **own._asdict(),
+    'reference_nll': other.nll,
+    'reference_perplexity': other.perplexity,
+    **rest,
+  }
+
+
+def answered(
+  model: opening.LanguageModel,
+  questions: Sequence[choices.Question],
+  cut: Cut,
+  batch: int,
+) -> choices.Accuracy:
+  """How many questions a model answers right.
+
+  Unless the cut is the field's, every context begins with the model's bos.
+
+  Raises:
+    ValueError: if the model has no tokenizer, or a question is not to be
+      answered by it; names model and question.
+  """
+  if model.tokenizer is None:
+    raise ValueError(
+      f'{model.name}: has no tokenizer.json, so it reads no questions'
+    )
+  prefix = model.eos if model.bos is None else model.bos
+  return choices.evaluate(
+    *plans.runnable(model.apply, model.params),
+    model.tokenizer,
+    questions,
+    length=_length(model, cut),
+    prefix=prefix,
+    always=not cut.field and model.bos is not None,
+    batch=batch,
+  )
+
+
+def _length(model: opening.LanguageModel, cut: Cut) -> int:
+  """Tokens of a window."""
+  longest = model.config.max_position_embeddings
+  length = cut.context or min(longest, LONGEST)
+  if length > longest:
+    raise ValueError(
+      f'{model.name}: windows of {length} tokens, its context is {longest}'
+    )
+  return length
+
+
+def _check_finite(
+  model: opening.LanguageModel, found: perplexity.Scores
+) -> None:
   if not (math.isfinite(found.nll) and math.isfinite(found.perplexity)):
     raise ValueError(
       f'{model.name}: nll is {found.nll}, perplexity {found.perplexity}: the '
       'model predicts nothing any more'
     )
-  return found._asdict()
-
-
-@jax.jit
-def _decode(matrix: QuantizedMatrix) -> jax.Array:
-  return matrix.dequantize()
-
-
-def plain(params: Any) -> Any:
-  """Plain arrays in place of packed matrices, as `plans.dequantize` gives.
-
-  Compiled once for each layout and shape. One program for a whole model would
-  take longer to compile than all else in a row; op by op it would take longer
-  to run.
-  """
-
-  def one(leaf):
-    if not isinstance(leaf, QuantizedMatrix):
-      return leaf
-    # What only names the matrix would make each a program of its own.
-    bare = dataclasses.replace(leaf, record={}, site=None, recipe='')
-    values = _decode(bare)
-    return values if leaf.site is None else leaf.site.unmatrix(values)
-
-  is_matrix = lambda leaf: isinstance(leaf, QuantizedMatrix)
-  return jax.tree.map(one, params, is_leaf=is_matrix)
 
 
 def status_of(records: list[dict[str, Any]]) -> str:

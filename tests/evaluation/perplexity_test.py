@@ -7,7 +7,7 @@ import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mq_jax.evaluation import perplexity
+from mq_jax.evaluation import cuts, perplexity
 
 
 @pytest.fixture(scope='module')
@@ -175,9 +175,9 @@ def test_bytes_of_byte_level_windows(text, length, bos):
   count = (len(tokens) - first) // length
   if count < 1:
     with pytest.raises(ValueError, match='shorter'):
-      perplexity.text_windows(BYTE_LEVEL, text, length, bos)
+      cuts.text_windows(BYTE_LEVEL, text, length, bos)
     return
-  found = perplexity.text_windows(BYTE_LEVEL, text, length, bos)
+  found = cuts.text_windows(BYTE_LEVEL, text, length, bos)
   assert found.tokens.shape == (count, length + 1)
   # A letter of a byte-level token is a byte. Characters cut at either end
   # count as a whole where they end.
@@ -191,12 +191,12 @@ def test_bytes_of_byte_level_windows(text, length, bos):
 
 def test_bytes_of_a_character_vocabulary(babyllama):
   text = 'She said “hi” to Ben.'
-  found = perplexity.text_windows(babyllama.tokenizer, text, 1, 1)
+  found = cuts.text_windows(babyllama.tokenizer, text, 1, 1)
   assert found.n_bytes == len(text.encode())  # '“' is 3 bytes, one token
   assert (found.tokens[:, 0] == 1).all()
-  half = perplexity.text_windows(babyllama.tokenizer, text, 11, 1, limit=1)
+  half = cuts.text_windows(babyllama.tokenizer, text, 11, 1, limit=1)
   assert half.tokens.shape == (1, 12)
   assert half.n_bytes == len('She said “'.encode())  # and a leading mark
   for length, limit in ((0, None), (5, 0)):
     with pytest.raises(ValueError, match='at least 1'):
-      perplexity.text_windows(babyllama.tokenizer, text, length, 1, limit)
+      cuts.text_windows(babyllama.tokenizer, text, length, 1, limit)

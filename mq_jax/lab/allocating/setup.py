@@ -12,7 +12,7 @@ import numpy as np
 from mq_jax import calibration, hardware, sharding
 from mq_jax.allocation import candidates as candidates_lib
 from mq_jax.allocation import losses
-from mq_jax.evaluation import perplexity
+from mq_jax.evaluation import cuts
 from mq_jax.lab import costing, measure, opening, runs
 from mq_jax.lab.allocating import asking, budgets
 from mq_jax.sites import Site
@@ -91,7 +91,7 @@ class Windows(NamedTuple):
   calibration: list[np.ndarray]
   search: np.ndarray
   test: np.ndarray
-  scored: perplexity.TextWindows
+  scored: cuts.TextWindows
   texts: dict[str, dict[str, Any]]
 
 

@@ -1,22 +1,70 @@
-"""`mq eval`: perplexity and bits per byte of a model."""
+"""`mq eval`: how well a model predicts a text, and answers questions."""
 
 import argparse
 import json
 import time
+from typing import Any
 
 from mq_jax.lab.commands import shared
+
+_CUTS = """\
+How a text is cut decides the figure; compare within one cut only.
+
+  --cut bos    (default) windows of the context length, each begun by the
+               model's first token; every token is predicted once
+  --cut field  as published perplexities: the lines joined by '\\n\\n',
+               tokenized once with what special tokens the tokenizer adds,
+               consecutive windows of the model's context, the first token of
+               each not predicted; what is left at the end is dropped
+  --stride N   of the field's: overlapping windows, N tokens apart; of each
+               the tokens count that the one before did not hold
+
+WikiText-2 as the field has it:
+
+    mq eval --model DIR --text FOLDER/wiki.test.raw --cut field
+
+where a folder with wiki.test.raw (or test.raw.txt and test.txt) does, too.
+--choices takes a file of one JSON object a line: query (or context), choices,
+gold (or answer; a number from 0, or the choice). acc takes the likeliest
+choice, acc_norm the likeliest by character, acc_bytes by byte; with --cut bos
+each begins with the model's first token, with --cut field none does.
+"""
 
 
 def add(commands) -> None:
   """Add the command to the parser of `mq`."""
   evaluate = commands.add_parser(
     'eval',
-    help='perplexity and bits per byte of a model on a text',
-    description='Evaluate a model on windows of a text.',
+    help='perplexity, agreement and accuracy of a model',
+    description='Evaluate a model on windows of a text, and on questions.',
+    epilog=_CUTS,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
   )
   shared.add_model(evaluate)
-  evaluate.add_argument('--text', required=True, metavar='FILE')
+  evaluate.add_argument(
+    '--text', metavar='FILE', help='a text file, or a folder of WikiText-2'
+  )
   shared.add_windows(evaluate, 'evaluate', None)
+  evaluate.add_argument(
+    '--cut',
+    choices=('bos', 'field'),
+    default='bos',
+    help='how the text is cut into windows (default: %(default)s)',
+  )
+  shared.add_numbers(
+    evaluate,
+    ('stride', None, 'tokens from window to window, with --cut field'),
+    ('context', None, "tokens of a window (default: the model's, up to 2048)"),
+  )
+  evaluate.add_argument(
+    '--against',
+    metavar='DIR|NAME',
+    help='also the divergence from this model, and how often both would '
+    'choose the same token',
+  )
+  evaluate.add_argument(
+    '--choices', metavar='FILE', help='multiple-choice questions, JSON lines'
+  )
   shared.add_mesh(evaluate)
   evaluate.add_argument(
     '--json', action='store_true', help='print one JSON object and nothing else'
@@ -26,20 +74,41 @@ def add(commands) -> None:
 
 def _eval(arguments: argparse.Namespace) -> int:
   from mq_jax import plans
+  from mq_jax.evaluation import choices
   from mq_jax.lab import comparison, measure, opening
 
-  shared.positive(arguments, 'windows', 'batch')
-  text = measure.evaluation_text(arguments.text)
+  shared.positive(arguments, 'windows', 'batch', 'stride', 'context')
+  _check(arguments)
+  questions = text = None
+  if arguments.choices is not None:
+    questions = choices.read_questions(arguments.choices)
+  if arguments.text is not None:
+    text = measure.evaluation_text(arguments.text)
   model = opening.open_any(arguments.model, arguments.mesh)
-  windows = measure.windows(model, text, arguments.windows)
+  cut = measure.Cut(
+    arguments.cut == 'field', arguments.stride, arguments.context
+  )
+  windows = other = None
+  if text is not None:
+    windows = measure.windows(model, text, arguments.windows, cut)
+  if arguments.against is not None:
+    other = opening.open_any(arguments.against, arguments.mesh)
   start = time.perf_counter()
-  scores = measure.scores(model, model.params, windows, arguments.batch)
+  found: dict[str, Any] = {}
+  if windows is not None and other is None:
+    found = measure.scores(model, model.params, windows, arguments.batch)
+  elif windows is not None:
+    found = measure.compared(model, other, windows, arguments.batch)
+    found['against'] = arguments.against
+  if questions is not None:
+    found['choices'] = measure.answered(
+      model, questions, cut, arguments.batch
+    )._asdict()
   seconds = time.perf_counter() - start
   packed = comparison.has_packed(model.params)
   result = {
     'model': arguments.model,
-    **{k: scores[k] for k in ('nll', 'perplexity', 'bits_per_byte')},
-    **{k: scores[k] for k in ('tokens', 'bytes')},
+    **found,
     # Of a plain model no weight is packed, so there is no width to report.
     'ebw': float(plans.size(model.params).ebw) if packed else None,
     'seconds': round(seconds, 3),
@@ -47,8 +116,19 @@ def _eval(arguments: argparse.Namespace) -> int:
   if arguments.json:
     print(json.dumps(result, allow_nan=False))
     return 0
+  result |= result.pop('choices', {})
   width = max(map(len, result))
   for name, value in result.items():
     shown = f'{value:.6g}' if isinstance(value, float) else value
     print(f'{name:{width}}  {"-" if shown is None else shown}')
   return 0
+
+
+def _check(arguments: argparse.Namespace) -> None:
+  """Refuse options that would do nothing."""
+  if arguments.text is None and arguments.choices is None:
+    raise ValueError('nothing to evaluate on: give --text, --choices or both')
+  if arguments.stride is not None and arguments.cut != 'field':
+    raise ValueError('--stride needs --cut field')
+  if arguments.text is None and arguments.against is not None:
+    raise ValueError('--against compares predictions of a text: give --text')
