@@ -10,6 +10,7 @@ import collections
 import contextlib
 import dataclasses
 import functools
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -18,9 +19,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mq_jax import calibration, plans, sharding
+from mq_jax import activations, calibration, plans, sharding
 from mq_jax import sites as sites_lib
+from mq_jax.evaluation import perplexity, predictions
 from mq_jax.plans import Plan
+from mq_jax.quantize import QuantizedMatrix
 from mq_jax.sites import Site
 
 INPUTS = ('quantized', 'original')
@@ -208,38 +211,64 @@ def quantize(
     with _timed(seconds, 'read'):
       params = blocks.read(i)
     with _timed(seconds, 'calibrate'):
-      statistics = _calibrate(f, params, entries, i, carried, progress)
+      statistics, chosen = _calibrate(f, params, entries, i, carried, progress)
     with _timed(seconds, 'solve'):
       packed = plans.compress(
         {'layers': {i: params}},
         entries,
         statistics=statistics,
+        inputs=chosen,
         progress=progress,
       )['layers'][i]
     with _timed(seconds, 'carry'):
       if carried and i + 1 < blocks.count:
-        after = plans.decode(packed) if inputs == 'quantized' else params
-        carried = carry(f, after, carried)
+        after = packed if inputs == 'quantized' else params
+        carried = carry(f, after, i, carried)
     yield Step(i, packed, carried, seconds)
 
 
 def _calibrate(f, params, plan, index, carried, progress):
-  """Statistics of a block's sites by their names in the model."""
+  """Of a block's sites statistics, and what is done to their inputs.
+
+  By their names in the model.
+  """
   if not (carried and plan.entries):
-    return None
-  wanted = [_inside(site, index) for site, _ in plan.entries]
+    return None, None
+  mine = [(_inside(site, index), recipe) for site, recipe in plan.entries]
   found = calibration.calibrate(
-    f, params, carried, sites=wanted, progress=progress
+    f, params, carried, sites=[site for site, _ in mine], progress=progress
   )
-  return {f'layers/{index}/{name}': x for name, x in found.items()}
+  done = activations.prepare(f, params, mine, carried, found, progress)
+  outside = lambda xs: {f'layers/{index}/{n}': x for n, x in xs.items()}
+  return outside(done.statistics), outside(done.inputs)
 
 
 def carry(
-  f: Apply, params: Any, carried: Sequence[np.ndarray]
+  f: Apply, params: Any, index: int, carried: Sequence[np.ndarray]
 ) -> list[np.ndarray]:
-  """Activations behind a block. f32[b, t, d] each."""
+  """Activations behind a block, weights and inputs quantized as they are.
+
+  Args:
+    f: The block.
+    params: Its parameters, plain or packed.
+    index: Its number.
+    carried: What enters it. f32[b, t, d] each.
+  """
+  f, given = plans.runnable(f, _own(params, index))
   run = _compiled(f)
-  return [sharding.to_host(run(params, jnp.asarray(x))) for x in carried]
+  return [sharding.to_host(run(given, jnp.asarray(x))) for x in carried]
+
+
+def _own(params: Any, index: int) -> Any:
+  """A block's parameters with sites named as in the block by itself."""
+
+  def one(leaf):
+    if not isinstance(leaf, QuantizedMatrix) or leaf.site is None:
+      return leaf
+    return dataclasses.replace(leaf, site=_inside(leaf.site, index))
+
+  is_matrix = lambda x: isinstance(x, QuantizedMatrix)
+  return jax.tree.map(one, params, is_leaf=is_matrix)
 
 
 def assemble(blocks: Blocks, steps: Sequence[Step]) -> dict:
@@ -257,3 +286,52 @@ def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
   start = time.perf_counter()
   yield
   seconds[name] = time.perf_counter() - start
+
+
+def evaluate(
+  blocks: Blocks,
+  windows: np.ndarray,
+  *,
+  batch: int = 16,
+  n_bytes: int | None = None,
+  counted: np.ndarray | None = None,
+  progress: Callable[[int, int], None] | None = None,
+) -> perplexity.Scores:
+  """`perplexity.evaluate`, with the weights of one block in memory.
+
+  Args:
+    blocks: The model, plain or packed.
+    windows: Tokens; each window predicts all but its first. i32[w, t + 1].
+    batch: Windows at a time.
+    n_bytes: Length of the predicted text, for bits per byte.
+    counted: Which predicted tokens count; None for all. bool[w, t].
+    progress: Called with the blocks done and their number.
+
+  Returns:
+    The scores, equal but for rounding.
+
+  Raises:
+    ValueError: as `perplexity.evaluate`.
+  """
+  counted = perplexity.checked(windows, counted, batch)
+  pieces = list(perplexity.batches(windows, counted, batch))
+  rest = blocks.rest()
+  embed = _compiled(blocks.embed)
+  x = [sharding.to_host(embed(rest, w[:, :-1])) for _, w, _ in pieces]
+  for i in range(blocks.count):
+    x = carry(blocks.block(i), blocks.read(i), i, x)
+    if progress is not None:
+      progress(i + 1, blocks.count)
+  sums = [
+    sharding.to_host(_head_nll(blocks.head, rest, last, w, mask))[:size]
+    for (size, w, mask), last in zip(pieces, x, strict=True)
+  ]
+  total = math.fsum(np.concatenate(sums).astype(np.float64))
+  return perplexity.scores(total, int(counted.sum()), n_bytes)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _head_nll(head, rest, x, windows, counted):
+  """Sums over the counted tokens of each window, behind the last block."""
+  each = predictions.nll_per_token(head(rest, x), windows[:, 1:])
+  return each.sum(axis=-1, where=counted)

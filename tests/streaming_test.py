@@ -8,7 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mq_jax import calibration, plans, recipes, sharding, sites, streaming
+from mq_jax import (
+  activations,
+  calibration,
+  plans,
+  recipes,
+  sharding,
+  sites,
+  streaming,
+)
+from mq_jax.evaluation import perplexity
 from mq_jax.models import decoder
 
 CONFIG = decoder.DecoderConfig(
@@ -176,3 +185,24 @@ def test_activations_that_are_not_finite_name_the_site(blocks):
   bad = [jnp.full((4, 24, 32), jnp.inf)]
   with pytest.raises(ValueError, match='inputs that are not finite'):
     next(streaming.quantize(blocks, plan, bad))
+
+
+def test_evaluation_by_blocks_is_that_of_the_whole(params, blocks):
+  windows = TOKENS.reshape(-1, 24)[:11]
+  counted = np.random.default_rng(1).random((11, 23)) < 0.7
+  options = {'batch': 4, 'n_bytes': 100, 'counted': counted}
+  apply = decoder.functional(CONFIG)
+  want = perplexity.evaluate(apply, params, windows, **options)
+  got = streaming.evaluate(blocks, windows, **options)
+  np.testing.assert_allclose(got, want, rtol=1e-6)
+  # And of packed blocks, whose inputs are quantized too.
+  recipe = RECIPES['rtn'].with_activations(activations.make('token', bits=8))
+  steps = _streamed(blocks, recipe)
+  packed = streaming.assemble(blocks, steps)
+  by_blocks = streaming.evaluate(
+    streaming.of_params(decoder.parts(CONFIG), packed), windows, **options
+  )
+  f, given = plans.runnable(apply, packed)
+  want = perplexity.evaluate(f, given, windows, **options)
+  np.testing.assert_allclose(by_blocks, want, rtol=1e-5)
+  assert abs(by_blocks.nll - got.nll) > 1e-4
