@@ -209,7 +209,9 @@ def _append(
   buffer = jax.lax.dynamic_update_slice_in_dim(room, packed.rest, 0, axis=2)
   there = jnp.where(slots < capacity, slots - begin[:, None], buffer.shape[2])
   buffer = _slots.put(buffer, there, x)
-  found = buffer[:, :, :open_slots]
+  # Of values, only as many as came can have left the window.
+  most = open_slots if layout.tokens > 1 else t
+  found = buffer[:, :, :most]
 
   def encode(packed):
     codes = quantizers.encode(found, layout.bits, layout.axis, layout.group)
@@ -226,8 +228,10 @@ def _append(
       packed.rest,
     )
 
-  # Of a single token, hardly any completes a block.
-  packed = jax.lax.cond(jnp.any(end > begin), encode, lambda p: p, packed)
+  if layout.tokens > 1:  # a block is rarely completed
+    packed = jax.lax.cond(jnp.any(end > begin), encode, lambda p: p, packed)
+  else:
+    packed = encode(packed)
   return packed._replace(rest=_slots.take(buffer, end - begin, size))
 
 

@@ -96,8 +96,8 @@ class Kivi:
     # At most so many whole blocks can become complete.
     blocks = (t + self.block - 1) // self.block * self.block
     return FullCache(
-      _replace(new.k, *map(self.quantized_keys, ends), blocks, keys),
-      _replace(new.v, *map(self.quantized_values, ends), t, values),
+      _replace(new.k, *map(self.quantized_keys, ends), blocks, True, keys),
+      _replace(new.v, *map(self.quantized_values, ends), t, False, values),
       new.length,
     )
 
@@ -133,6 +133,7 @@ def _replace(
   begin: jax.Array,
   end: jax.Array,
   most: int,
+  rare: bool,
   change: Callable[[jax.Array], jax.Array],
 ) -> jax.Array:
   """Slots begin..end of store [b, g, n, d] replaced by `change` of them.
@@ -143,6 +144,7 @@ def _replace(
     end: One behind the last, i32[b].
     most: Upper bound of end - begin. Groups of keys begin at multiples of
       their size, and so do `begin`, n and n - most.
+    rare: There is mostly nothing to do, so it is looked up first.
     change: From [b, g, m, d] to as much.
   """
   size = min(most, store.shape[2])
@@ -150,7 +152,9 @@ def _replace(
   part = _slots.take(store, start, size)
   slot = start[:, None] + jnp.arange(size)[None]
   inside = (slot >= begin[:, None]) & (slot < end[:, None])
-  # Of a single token, hardly any completes a block.
-  changed = jax.lax.cond(jnp.any(inside), change, lambda x: x, part)
+  if rare:
+    changed = jax.lax.cond(jnp.any(inside), change, lambda x: x, part)
+  else:
+    changed = change(part)
   part = jnp.where(inside[:, None, :, None], changed, part)
   return _slots.put_span(store, start, part)

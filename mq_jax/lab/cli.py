@@ -15,6 +15,7 @@ from mq_jax.lab.commands import (
   config,
   cost,
   evaluate,
+  generate,
   quantize,
   report,
   run,
@@ -31,6 +32,7 @@ _COMMANDS = (
   config,
   quantize,
   evaluate,
+  generate,
   cost,
   allocate,
 )
