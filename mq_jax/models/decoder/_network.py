@@ -59,13 +59,12 @@ def attend_all(
   return y, cache
 
 
-def _dtype(config: DecoderConfig) -> Any:
-  # None lets a computation in float32 be one in float64 for such parameters.
-  return None if config.dtype == 'float32' else jnp.dtype(config.dtype)
-
-
 def _norm(config: DecoderConfig, size: int, rngs: nnx.Rngs) -> nnx.Module:
-  options = {'epsilon': config.norm_eps, 'dtype': _dtype(config), 'rngs': rngs}
+  options = {
+    'epsilon': config.norm_eps,
+    'dtype': jnp.dtype(config.dtype),
+    'rngs': rngs,
+  }
   if config.norm == 'rms':
     return nnx.RMSNorm(size, **options)
   # E[x^2] - E[x]^2 cancels where the mean is large, as in OPT.
@@ -80,7 +79,7 @@ class Attention(nnx.Module):
   ):
     c = config
     linear = lambda n_in, n_out, bias: nnx.Linear(
-      n_in, n_out, use_bias=bias, dtype=_dtype(c), rngs=rngs
+      n_in, n_out, use_bias=bias, dtype=jnp.dtype(c.dtype), rngs=rngs
     )
     queries = c.num_attention_heads * c.head_dim
     values = c.num_key_value_heads * c.head_dim
@@ -90,10 +89,10 @@ class Attention(nnx.Module):
     self.o_proj = linear(queries, c.hidden_size, c.o_bias)
     if c.qk_norm:
       self.q_norm = nnx.RMSNorm(
-        c.head_dim, epsilon=c.norm_eps, dtype=_dtype(c), rngs=rngs
+        c.head_dim, epsilon=c.norm_eps, dtype=jnp.dtype(c.dtype), rngs=rngs
       )
       self.k_norm = nnx.RMSNorm(
-        c.head_dim, epsilon=c.norm_eps, dtype=_dtype(c), rngs=rngs
+        c.head_dim, epsilon=c.norm_eps, dtype=jnp.dtype(c.dtype), rngs=rngs
       )
     self.config = c
     self.window = window
@@ -168,10 +167,15 @@ class Mixture(nnx.Module):
   def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
     c = config
     self.router = nnx.Linear(
-      c.hidden_size, c.num_experts, use_bias=False, dtype=_dtype(c), rngs=rngs
+      c.hidden_size,
+      c.num_experts,
+      use_bias=False,
+      dtype=jnp.dtype(c.dtype),
+      rngs=rngs,
     )
     self.experts = MLP(
-      c, lambda k, n: Stacked(c.num_experts, k, n, _dtype(c), rngs=rngs)
+      c,
+      lambda k, n: Stacked(c.num_experts, k, n, jnp.dtype(c.dtype), rngs=rngs),
     )
     self.per_token = c.experts_per_token
 
@@ -206,7 +210,7 @@ class Block(nnx.Module):
       self.mlp = MLP(
         c,
         lambda k, n: nnx.Linear(
-          k, n, use_bias=c.mlp_bias, dtype=_dtype(c), rngs=rngs
+          k, n, use_bias=c.mlp_bias, dtype=jnp.dtype(c.dtype), rngs=rngs
         ),
       )
 
@@ -226,7 +230,7 @@ class Decoder(nnx.Module):
     embedding = lambda rows: nnx.Embed(
       rows,
       c.hidden_size,
-      dtype=_dtype(c),
+      dtype=jnp.dtype(c.dtype),
       embedding_init=nnx.initializers.normal(0.02),
       rngs=rngs,
     )
@@ -241,7 +245,11 @@ class Decoder(nnx.Module):
     self.norm = _norm(c, c.hidden_size, rngs)
     if not c.tie_word_embeddings:
       self.lm_head = nnx.Linear(
-        c.hidden_size, c.vocab_size, use_bias=False, dtype=_dtype(c), rngs=rngs
+        c.hidden_size,
+        c.vocab_size,
+        use_bias=False,
+        dtype=jnp.dtype(c.dtype),
+        rngs=rngs,
       )
     self.config = c
 
