@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mq_jax import plans
+from mq_jax import plans, streaming
 from mq_jax.compensation import Status
 from mq_jax.data import docs, wikitext
 from mq_jax.data import text as text_data
@@ -151,6 +151,34 @@ def scores(
   """
   found = perplexity.evaluate(
     *plans.runnable(model.apply, params),
+    text.tokens,
+    batch=batch,
+    n_bytes=text.n_bytes,
+    counted=text.counted,
+    progress=progress,
+  )
+  _check_finite(model, found)
+  return found._asdict()
+
+
+def streamed_scores(
+  model: Any,
+  blocks: streaming.Blocks,
+  text: cuts.TextWindows,
+  batch: int,
+  progress: Any = None,
+) -> dict[str, Any]:
+  """`scores`, with the weights of one block in memory.
+
+  Args:
+    model: Names it in errors.
+    blocks: The model, packed or plain.
+    text: What to predict.
+    batch: Windows at a time.
+    progress: Called with the blocks done and their number.
+  """
+  found = streaming.evaluate(
+    blocks,
     text.tokens,
     batch=batch,
     n_bytes=text.n_bytes,

@@ -43,20 +43,20 @@ def open_blocks(
   """A model that is read a block at a time where it lies in a folder.
 
   Args:
-    name_or_path: Of the model; bundled ones are read whole.
+    name_or_path: Of the model; bundled ones and artifacts are read whole, but
+      packed matrices are decoded a block at a time.
     mesh: As for `open_any`.
 
   Returns:
     What is known of the model without its weights, and its blocks.
 
   Raises:
-    ValueError, FileNotFoundError: as `open_any`, and for artifacts.
+    ValueError, FileNotFoundError: as `open_any`.
   """
   devices = sharding.open_mesh(mesh)
-  if artifacts.is_artifact(name_or_path):
-    raise ValueError(f'{name_or_path}: is quantized already')
-  if os.fspath(name_or_path) in bundled.names():
-    model = bundled.load(os.fspath(name_or_path))
+  packed = artifacts.is_artifact(name_or_path)
+  if packed or os.fspath(name_or_path) in bundled.names():
+    model = open_any(name_or_path)
     return model, streaming.on_mesh(blocks_of(model), devices)
   found = huggingface.open_folder(name_or_path)
   parts = decoder.parts(found.config)

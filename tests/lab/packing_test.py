@@ -65,6 +65,24 @@ def test_streaming_equals_the_whole_model_bit_for_bit(
   }
 
 
+def test_evaluation_by_blocks_says_the_same(
+  two_blocks, command, text, tmp_path, capsys
+):
+  out = tmp_path / 'out'
+  assert cli.main([*command, '--stream', '--out', str(out)]) == 0
+  for model in (two_blocks, out):
+    found = []
+    for stream in ([], ['--stream']):
+      capsys.readouterr()
+      arguments = ['eval', '--model', str(model), '--text', str(text), '--json']
+      assert cli.main([*arguments, *stream]) == 0
+      found.append(json.loads(capsys.readouterr().out))
+    assert found[0]['nll'] == pytest.approx(found[1]['nll'], rel=1e-6)
+    assert found[0]['ebw'] == found[1]['ebw']
+  assert cli.main([*arguments, '--stream', '--against', str(model)]) == 2
+  assert 'without --against' in capsys.readouterr().err
+
+
 def test_stopped_between_blocks_it_goes_on_to_the_same_bits(
   command, tmp_path, monkeypatch, capsys
 ):

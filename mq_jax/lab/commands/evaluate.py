@@ -65,6 +65,11 @@ def add(commands) -> None:
   evaluate.add_argument(
     '--choices', metavar='FILE', help='multiple-choice questions, JSON lines'
   )
+  evaluate.add_argument(
+    '--stream',
+    action='store_true',
+    help='keep the weights of one block in memory',
+  )
   shared.add_mesh(evaluate)
   evaluate.add_argument(
     '--json', action='store_true', help='print one JSON object and nothing else'
@@ -84,7 +89,11 @@ def _eval(arguments: argparse.Namespace) -> int:
     questions = choices.read_questions(arguments.choices)
   if arguments.text is not None:
     text = measure.evaluation_text(arguments.text)
-  model = opening.open_any(arguments.model, arguments.mesh)
+  blocks = None
+  if arguments.stream:
+    model, blocks = opening.open_blocks(arguments.model, arguments.mesh)
+  else:
+    model = opening.open_any(arguments.model, arguments.mesh)
   cut = measure.Cut(
     arguments.cut == 'field', arguments.stride, arguments.context
   )
@@ -95,7 +104,9 @@ def _eval(arguments: argparse.Namespace) -> int:
     other = opening.open_any(arguments.against, arguments.mesh)
   start = time.perf_counter()
   found: dict[str, Any] = {}
-  if windows is not None and other is None:
+  if blocks is not None:
+    found = measure.streamed_scores(model, blocks, windows, arguments.batch)
+  elif windows is not None and other is None:
     found = measure.scores(model, model.params, windows, arguments.batch)
   elif windows is not None:
     found = measure.compared(model, other, windows, arguments.batch)
@@ -105,12 +116,13 @@ def _eval(arguments: argparse.Namespace) -> int:
       model, questions, cut, arguments.batch
     )._asdict()
   seconds = time.perf_counter() - start
-  packed = comparison.has_packed(model.params)
+  params = getattr(model, 'params', None)  # a checkpoint's are not read
+  packed = isinstance(params, dict) and comparison.has_packed(params)
   result = {
     'model': arguments.model,
     **found,
     # Of a plain model no weight is packed, so there is no width to report.
-    'ebw': float(plans.size(model.params).ebw) if packed else None,
+    'ebw': float(plans.size(params).ebw) if packed else None,
     'seconds': round(seconds, 3),
   }
   if arguments.json:
@@ -130,5 +142,9 @@ def _check(arguments: argparse.Namespace) -> None:
     raise ValueError('nothing to evaluate on: give --text, --choices or both')
   if arguments.stride is not None and arguments.cut != 'field':
     raise ValueError('--stride needs --cut field')
+  if arguments.stream:
+    for option in ('against', 'choices'):
+      if getattr(arguments, option) is not None:
+        raise ValueError(f'--stream scores a text only, without --{option}')
   if arguments.text is None and arguments.against is not None:
     raise ValueError('--against compares predictions of a text: give --text')

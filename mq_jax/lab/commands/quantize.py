@@ -23,6 +23,12 @@ def add(commands) -> None:
     help='an option of the recipe, e.g. --set group=64; may be repeated',
   )
   quantize.add_argument(
+    '--activations',
+    metavar='FORMAT[:OPTION=VALUE,...]',
+    help='quantize the inputs of the weights, too: mx_int, token, tensor or '
+    'none, e.g. mx_int:bits=8,smooth=0.7',
+  )
+  quantize.add_argument(
     '--calibration',
     metavar='FILE',
     help='UTF-8 text to calibrate on (default: the docs corpus)',
@@ -53,6 +59,10 @@ def _quantize(arguments: argparse.Namespace) -> int:
   shared.positive(arguments, 'windows', 'batch')
   options = {} if arguments.bits is None else {'bits': arguments.bits}
   options |= config.options(arguments.set)
+  if arguments.activations is not None:
+    options['activations'] = config.named(
+      arguments.activations, '--activations', 'format'
+    )
   recipe = recipes.make(arguments.recipe, **options)
   files.check_writable(arguments.out)
   if arguments.stream:
@@ -101,7 +111,12 @@ def _whole(arguments: argparse.Namespace, recipe) -> int:
         progress=display.steps('calibrating'),
       )
       packed, seconds = comparison.quantize(
-        model, recipe, found, statistics, display.steps(arguments.recipe)
+        model,
+        recipe,
+        found,
+        statistics,
+        display.steps(arguments.recipe),
+        batches,
       )
     with distributed.folder(arguments.out) as out:
       manifest = opening.save_artifact(out, model, packed)
@@ -113,7 +128,7 @@ def _streamed(arguments: argparse.Namespace, recipe) -> int:
   """Quantize a model block by block."""
   from rich import console
 
-  from mq_jax import plans, streaming
+  from mq_jax import artifacts, plans, streaming
   from mq_jax.lab import (
     distributed,
     journal,
@@ -126,6 +141,8 @@ def _streamed(arguments: argparse.Namespace, recipe) -> int:
   )
 
   text = measure.calibration_text(arguments.calibration)
+  if artifacts.is_artifact(arguments.model):
+    raise ValueError(f'{arguments.model}: is quantized already')
   model, blocks = opening.open_blocks(arguments.model, arguments.mesh)
   inputs = arguments.inputs or 'quantized'
   batches = measure.calibration_batches(

@@ -5,8 +5,8 @@ import pathlib
 
 _DETAILS = """\
 Folders may be those of mq run, mq sweep, mq allocate and mq cost --out, mixed
-as you like. Runs that differ in nothing but the seed become one row: mean, least and
-most. Runs that are not finished are reported as far as they are.
+as you like. Runs that differ in nothing but the seed become one row: mean,
+least and most. Runs that are not finished are reported as far as they are.
 
 The page needs no network and no other file: send it, or print it.
 
