@@ -236,6 +236,23 @@ def round_rows(
   return fitted, jax.tree.map(lambda x: x.reshape(k, *x.shape[2:]), codes)
 
 
+def rounded(weight: jax.Array, saliency: jax.Array, rows: Any) -> jax.Array:
+  """Values f32[k, n] that rows of a recipe take without feedback.
+
+  Args:
+    weight: f32[k, n].
+    saliency: What an error of each row costs. f32[k].
+    rows: A row recipe with a layout, see `mq_jax.recipes.Rows`.
+  """
+  k, n = weight.shape
+  pad = -k % rows.group
+  padded = jnp.pad(weight, ((0, pad), (0, 0)))
+  saliency = jnp.pad(saliency, (0, pad))
+  whole = rows.prepare(padded, saliency)
+  fitted, codes = round_rows(padded, saliency, rows, whole)
+  return rows.layout().decode(rows.collect(whole, fitted, codes), k, n)
+
+
 @pytree_dataclass
 class _FittedBefore:
   """Rows taken one by one, in any order, whose groups were fitted before."""

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mq_jax import quantize, recipes, sharding
+from mq_jax import activations, quantize, recipes, sharding
 from mq_jax import sites as sites_lib
 from mq_jax.calibration import Statistics
 from mq_jax.quantize import QuantizedMatrix
@@ -137,30 +137,36 @@ def _count(shape: Sequence[int]) -> int:
 
 
 def _quantize_chunk(
-  recipe: Recipe, members: Sequence[tuple[Site, jax.Array, Any]]
+  recipe: Recipe,
+  members: Sequence[tuple[Site, jax.Array, Any]],
+  inputs: Mapping[str, activations.Inputs],
 ) -> dict[Site, QuantizedMatrix]:
   """Sites of one shape and recipe, by one program."""
   # On a mesh, of these matrices each device has its own copy.
   members = [(s, *sharding.whole((leaf, h))) for s, leaf, h in members]
-  matrices = [site.matrix(leaf) for site, leaf, _ in members]
+  members = [
+    (site, leaf, *activations.as_seen(inputs.get(site.name), site, leaf, h))
+    for site, leaf, h in members
+  ]
+  matrices = [matrix for _, _, matrix, _ in members]
   stack = lambda arrays: jnp.concatenate(
     [x.astype(jnp.float32).reshape(-1, *x.shape[-2:]) for x in arrays]
   )
   hessians = None
-  if members[0][2] is not None:
-    hessians = stack([hessian for _, _, hessian in members])
+  if members[0][3] is not None:
+    hessians = stack([hessian for *_, hessian in members])
   codes, record = jax.block_until_ready(
     quantize.quantize_batch(stack(matrices), recipe, hessians)
   )
   layout = quantize.layout_of(recipe)
   done, at = {}, 0
-  for (site, leaf, _), matrix in zip(members, matrices, strict=True):
+  for site, leaf, matrix, _ in members:
     batch = matrix.shape[:-2]
     span = slice(at, at + _count(batch))
     mine = lambda x, span=span, batch=batch: x[span].reshape(
       *batch, *x.shape[1:]
     )
-    done[site] = QuantizedMatrix(
+    found = QuantizedMatrix(
       jax.tree.map(mine, codes),
       jax.tree.map(mine, record),
       layout,
@@ -169,8 +175,30 @@ def _quantize_chunk(
       site=site,
       recipe=recipe.label,
     )
+    done[site] = activations.attach(found, inputs.get(site.name))
     at = span.stop
   return done
+
+
+def runnable(
+  f: Callable[..., Any], params: Any
+) -> tuple[Callable[..., Any], Any]:
+  """A function and parameters that run as quantized: weights and inputs.
+
+  Args:
+    f: `f(params, *batch)`.
+    params: Its parameters, compressed or not.
+
+  Returns:
+    `g` and `given`: `g(given, *batch)` is `f` with plain parameters, or, where
+    inputs are quantized, `activations.quantize_inputs(f)`, which is one object
+    for an `f`.
+  """
+  found = {n: activations.of_matrix(m) for n, m in matrices(params).items()}
+  inputs = {n: x for n, x in found.items() if x is not None}
+  if not inputs:
+    return f, decode(params)
+  return activations.quantize_inputs(f), (decode(params), inputs)
 
 
 def compress(
@@ -178,6 +206,7 @@ def compress(
   plan: Plan,
   *,
   statistics: Mapping[str, Statistics | jax.Array] | None = None,
+  inputs: Mapping[str, activations.Inputs] | None = None,
   progress: Callable[[int, int], None] | None = None,
 ) -> Any:
   """Quantize the parameters of a plan's sites.
@@ -191,6 +220,9 @@ def compress(
     plan: Which recipe each site gets.
     statistics: From `calibrate`, by site name (or Hessians themselves). None
       lets recipes that compensate errors round plainly, as their records say.
+    inputs: What is done to the inputs of sites whose recipes have
+      `activations`, from `activations.choose`; None chooses here. Statistics
+      are of inputs as they come, or as `calibrate(..., inputs=...)` has them.
     progress: Called with the matrices done and their number.
 
   Returns:
@@ -200,6 +232,14 @@ def compress(
     TypeError, ValueError: for weights or statistics that can't be used, by
       site.
   """
+  if inputs is None:
+    for site, recipe in plan.entries:
+      if recipe.activations and recipe.activations.sees == 'quantized':
+        raise ValueError(
+          f'{site.name}: {recipe.label}: needs statistics of quantized inputs; '
+          'give inputs and statistics of mq_jax.activations.prepare'
+        )
+    inputs = activations.choose(params, plan.entries, statistics)
   jobs: dict[Any, list] = {}
   total = 0
   for site, recipe in plan.entries:
@@ -225,7 +265,7 @@ def compress(
       chunks.append((recipe, members[start : start + room]))
   new, done = {}, 0
   for recipe, members in chunks:
-    part = _quantize_chunk(recipe, members)
+    part = _quantize_chunk(recipe, members, inputs)
     new |= part
     done += sum(_count(matrix.shape[:-2]) for matrix in part.values())
     if progress is not None:
@@ -261,7 +301,9 @@ def decode(params: Any) -> Any:
     if not _is_matrix(leaf):
       return leaf
     # What only names the matrix would make each a program of its own.
-    bare = dataclasses.replace(leaf, record={}, site=None, recipe='')
+    bare = dataclasses.replace(
+      leaf, record={}, site=None, recipe='', inputs=None
+    )
     values = _decode(bare)
     return values if leaf.site is None else leaf.site.unmatrix(values)
 
@@ -290,6 +332,9 @@ def records(params: Any) -> list[dict[str, Any]]:
       'ebw_paper': matrix.ebw_paper,
       'status': matrix.status.name,
     }
+    if matrix.inputs is not None:
+      k = matrix.shape[-2]
+      row['activation_bits'] = float(matrix.inputs.bits_per_element(k))
     for key, value in matrix.record.items():
       if key != 'status':
         value = np.asarray(value)

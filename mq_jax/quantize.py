@@ -31,6 +31,8 @@ class QuantizedMatrix:
     site: The site whose parameter this is, to give it its shape back; None
       for a matrix on its own.
     recipe: Label of the recipe, for tables.
+    inputs: Quantizer of the inputs that it meets, see `mq_jax.activations`;
+      None for none. How they are scaled and rotated is in the layout.
   """
 
   codes: dict[str, jax.Array]
@@ -40,6 +42,7 @@ class QuantizedMatrix:
   dtype: str = static('float32')
   site: Any = static(None)
   recipe: str = static('')
+  inputs: Any = None
 
   def dequantize(self) -> jax.Array:
     """The values [*batch, k, n] that the codes stand for."""

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from mq_jax import layouts
+from mq_jax import activations, layouts
 from mq_jax.artifacts import _format, _records
 from mq_jax.quantize import QuantizedMatrix
 
@@ -189,6 +189,7 @@ def _read_matrix(
       record={k: _records.unplain(v) for k, v in entry['record'].items()},
       site=_records.site_from_json(where, entry['site'], path),
       recipe=_records.field(where, entry, 'recipe', str),
+      inputs=activations.quantizer_from_json(entry.get('inputs')),
     )
     # A shape that the site's parameter can't have shows here, not in use.
     if matrix.site is not None and matrix.shape != matrix.site.matrix_shape:

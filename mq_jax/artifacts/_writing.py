@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from mq_jax import layouts
+from mq_jax import activations, layouts
 from mq_jax.artifacts import _format, _records
 from mq_jax.quantize import QuantizedMatrix
 
@@ -296,6 +296,8 @@ def _entry(
     'record': {k: _records.plain(v) for k, v in matrix.record.items()},
     'buffers': buffers,
   }
+  if matrix.inputs is not None:
+    entry['inputs'] = activations.quantizer_to_json(matrix.inputs)
   return entry, contents
 
 

@@ -1,7 +1,7 @@
 """Gram matrices and ranges of the inputs of matmuls."""
 
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -53,12 +53,14 @@ def merge(a: Statistics, b: Statistics) -> Statistics:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _tapped(f, wanted, params, batch):
+def _tapped(f, wanted, params, batch, inputs):
   names = {site.name for site in wanted}
 
   def what(site, rows):
     if site.name not in names:
       return None
+    if site.name in inputs:
+      rows = inputs[site.name].on_rows(site, rows)
     found = of_rows(rows)
     # `tap` adds up the calls of a site, which a maximum does not survive.
     return found if site.calls == 1 else found._replace(largest=None)
@@ -72,6 +74,7 @@ def calibrate(
   batches: Iterable[Any],
   *,
   sites: Sequence[sites_lib.Site] | None = None,
+  inputs: Mapping[str, Any] | None = None,
   progress: Callable[[int, int | None], None] | None = None,
 ) -> dict[str, Statistics]:
   """One pass over data: statistics of the inputs of every site.
@@ -83,6 +86,10 @@ def calibrate(
     batches: Batches for `f`; an entry that is no tuple is its only argument.
       Batches of one shape share one compiled program.
     sites: Sites to gather for; None for all with a parameter.
+    inputs: Of sites by name, what `activations.choose` found: statistics are
+      then of their quantized inputs (in the model's own basis), on which
+      errors of weights are better made up for. Those of other sites, and what
+      feeds all of them, are as ever.
     progress: Called with the batches done and, if known, their number.
 
   Returns:
@@ -102,7 +109,7 @@ def calibrate(
   found: dict[str, Statistics] = {}
   for done, batch in enumerate(batches):
     batch = jax.tree.map(jnp.asarray, as_tuple(batch))
-    new = _tapped(f, wanted, params, batch)
+    new = _tapped(f, wanted, params, batch, {} if inputs is None else inputs)
     for name, statistics in new.items():
       if statistics is not None:
         old = found.get(name)

@@ -35,6 +35,7 @@ from mq_jax.formats._grids import (
 from mq_jax.formats._microscaling import (
   E8M0_MAX,
   E8M0_MIN,
+  EXPONENT_RULES,
   fake_quantize_mx,
   shared_exponent,
 )
@@ -46,7 +47,12 @@ from mq_jax.formats._rounding import (
   round_straight_through,
   rounder,
 )
-from mq_jax.formats._scales import absmax_scale, fake_quantize, minmax_scale
+from mq_jax.formats._scales import (
+  absmax_scale,
+  fake_quantize,
+  minmax_scale,
+  stored_scale,
+)
 
 __all__ = [
   'exp2i',
@@ -69,8 +75,10 @@ __all__ = [
   'absmax_scale',
   'fake_quantize',
   'minmax_scale',
+  'stored_scale',
   'E8M0_MAX',
   'E8M0_MIN',
+  'EXPONENT_RULES',
   'fake_quantize_mx',
   'shared_exponent',
 ]

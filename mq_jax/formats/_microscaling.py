@@ -13,7 +13,7 @@ from mq_jax.formats._scales import span
 E8M0_MIN, E8M0_MAX = -127, 127  # exponents of an MX scale; OCP MX v1.0, 5.4.1
 
 
-_RULES = ('floor', 'ceil', 'nearest', 'ocp', 'mse')
+EXPONENT_RULES = ('floor', 'ceil', 'nearest', 'ocp', 'mse')
 
 # Nearest first, then up: argmin keeps the first of equals.
 _MSE_SHIFTS = np.array([0, 1, -1, -2, -3], np.int32)
@@ -65,7 +65,7 @@ def shared_exponent(
     >>> int(shared_exponent(x, Integer(2), rule='ceil'))
     2
   """
-  check_option('exponent rule', rule, _RULES)
+  check_option('exponent rule', rule, EXPONENT_RULES)
   x = f32(x)
   if x.ndim != 1:
     raise ValueError(f'x has shape {x.shape}; give one block [b], use vmap')

@@ -106,3 +106,16 @@ def minmax_scale(x: ArrayLike, fmt: Integer) -> tuple[jax.Array, jax.Array]:
   scale = high / levels - low / levels  # high - low might overflow
   safe = jnp.where(scale != 0, scale, 1.0)
   return scale, fmt.round(fmt.min - low / safe)
+
+
+_F16_MAX, _F16_TINY = 65504.0, 2.0**-24
+
+
+def stored_scale(scale: jax.Array) -> jax.Array:
+  """A scale as it is stored, float16; never zero unless it was zero.
+
+  Rounding up to float16's smallest subnormal keeps tiny blocks alive; scales
+  beyond its range saturate.
+  """
+  inside = jnp.clip(scale, _F16_TINY, _F16_MAX)
+  return jnp.where(scale > 0, inside, 0.0).astype(jnp.float16)

@@ -118,7 +118,7 @@ def stack(precisions: Sequence[Precision]) -> Precision:
 
 
 def _inner(layout: layouts.Layout) -> layouts.Layout:
-  while isinstance(layout, layouts.InputScaled):
+  while isinstance(layout, layouts.InputScaled | layouts.Rotated):
     layout = layout.inner
   return layout
 

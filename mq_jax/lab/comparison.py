@@ -4,13 +4,14 @@ import contextlib
 import math
 import pathlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 
-from mq_jax import calibration, plans, recipes, sites
+from mq_jax import activations, calibration, plans, recipes, sites
 from mq_jax.lab import config, measure, opening, progress, runs
+from mq_jax.models import decoder
 from mq_jax.report import figures, style, tables
 
 ARTIFACT = 'artifact'
@@ -157,7 +158,7 @@ class Bench:
     self.model = model = opening.open_any(name, study.mesh)
     self._name = name
     self._windows = measure.windows(model, text, study.windows)
-    batches = measure.calibration_batches(
+    self.batches = batches = measure.calibration_batches(
       model,
       calibration_text,
       study.calibration_windows,
@@ -188,7 +189,12 @@ class Bench:
     def packed():
       recipe = recipes.make(row.name, **dict(row.options))
       return quantize(
-        self.model, recipe, self.sites, self.statistics, steps(what)
+        self.model,
+        recipe,
+        self.sites,
+        self.statistics,
+        steps(what),
+        self.batches,
       )
 
     return self.measured(row, packed, artifact)
@@ -226,6 +232,7 @@ class Bench:
       size = plans.size(packed)
       record['ebw'] = float(size.ebw)
       record['ebw_paper'] = float(size.ebw_paper)
+      record |= _activation_bits(packed)
       if record['bits'] is None:
         # Neither none nor fineq has the option: the width of a slot.
         recipe = recipes.make(row.name, **dict(row.options))
@@ -250,6 +257,17 @@ class Bench:
     return record, site_records
 
 
+def _activation_bits(packed: Any) -> dict[str, float]:
+  """Mean over inputs of all sites, scales counted; nothing where plain."""
+  found = plans.matrices(packed).values()
+  if all(matrix.inputs is None for matrix in found):
+    return {}
+  bits = lambda m, k: 16 if m.inputs is None else m.inputs.bits_per_element(k)
+  sizes = [matrix.shape[-2] for matrix in found]
+  total = sum(k * bits(matrix, k) for matrix, k in zip(found, sizes))
+  return {'activation_bits': float(total) / sum(sizes)}
+
+
 def _finite(record: dict[str, Any]) -> dict[str, Any]:
   """A record that JSON can hold: None for what is not a finite number."""
   lost = lambda x: isinstance(x, float) and not math.isfinite(x)
@@ -262,16 +280,37 @@ def quantize(
   found: tuple[sites.Site, ...],
   statistics: Any,
   step: Callable[..., None] | None = None,
+  batches: Sequence[Any] = (),
 ) -> tuple[dict, float]:
   """Every weight of the model by one recipe; and the seconds it took.
 
   The time includes compilation, which rows of equal program share: the first
   of them pays it.
+
+  Args:
+    model: Not quantized yet.
+    recipe: The recipe, which may have activations.
+    found: Sites of the model.
+    statistics: From `calibrate`.
+    step: Called with the matrices done and their number.
+    batches: What it was calibrated on, for recipes with activations.
   """
   start = time.perf_counter()
-  plan = plans.uniform(found, recipe)
+  params, plan, inputs = model.params, plans.uniform(found, recipe), None
+  if recipe.activations is not None:
+    if recipe.activations.fold:
+      kinds = decoder.channel_pairs(model.config)
+      # Of keys both sides are outputs: no input is smoothed by them.
+      pairs = [p for kind, ps in kinds.items() if kind != 'key' for p in ps]
+      params, entries, statistics = activations.fold(
+        params, pairs, plan.entries, statistics
+      )
+      plan = plans.Plan(entries)
+    inputs, statistics = activations.prepare(
+      model.apply, params, plan.entries, batches, statistics
+    )
   packed = plans.compress(
-    model.params, plan, statistics=statistics, progress=step
+    params, plan, statistics=statistics, inputs=inputs, progress=step
   )
   jax.block_until_ready(jax.tree.leaves(packed))
   return packed, time.perf_counter() - start

@@ -79,9 +79,20 @@ def label_of(name: str, options: Mapping[str, Any]) -> str:
       words.append(f'{"w" if key == "bits" else "g"}{value}')
     elif isinstance(value, bool):
       words.append(key if value else f'no {key}')
+    elif key == 'activations':
+      words.append(_activations_label(value))
     else:
       words.append(f'{key}={value}')
   return ' '.join(words)
+
+
+def _activations_label(value: Any) -> str:
+  """As `Activations.label`, of options not checked yet: 'a8 mx_int'."""
+  if not isinstance(value, Mapping):
+    return str(value)
+  rest = {k: v for k, v in value.items() if k not in ('format', 'bits')}
+  words = [f'a{value["bits"]}'] if 'bits' in value else []
+  return ' '.join([*words, label_of(str(value.get('format')), rest)])
 
 
 def _row(entry: Any) -> Row:
@@ -433,6 +444,25 @@ def options(assignments: Sequence[str], flag: str = '--set') -> dict[str, Any]:
       raise ConfigError(f'{flag} {assignment!r}: {name} is set twice')
     found[name] = literal(value)
   return found
+
+
+def named(text: str, flag: str, key: str) -> dict[str, Any]:
+  """A name with options, `NAME:option=value,...`, as a mapping.
+
+  Args:
+    text: What was written.
+    flag: Of the command line, for messages.
+    key: Under which the name is put.
+
+  Examples:
+    >>> named('mx_int:bits=4,smooth=0.7', '--activations', 'format')
+    {'format': 'mx_int', 'bits': 4, 'smooth': 0.7}
+  """
+  name, _, rest = (part.strip() for part in text.partition(':'))
+  if not name:
+    raise ConfigError(f'{flag} {text!r}: needs a name')
+  given = options(rest.split(','), flag) if rest else {}
+  return {key: name} | given
 
 
 def literal(text: str) -> Any:

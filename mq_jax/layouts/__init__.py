@@ -16,13 +16,14 @@ from mq_jax.layouts.gobo import Gobo
 from mq_jax.layouts.integer import Integer
 from mq_jax.layouts.microscopiq import MicroScopiQ
 from mq_jax.layouts.olive import Olive
+from mq_jax.layouts.rotated import Rotated
 from mq_jax.layouts.scaled import InputScaled
 
 _ALL = {
   cls.__name__: cls
   for cls in (
     *(Blocks, Dense, FineQ, Gobo),
-    *(InputScaled, Integer, MicroScopiQ, Olive),
+    *(InputScaled, Integer, MicroScopiQ, Olive, Rotated),
   )
 }
 
@@ -97,6 +98,7 @@ __all__ = [
   'MicroScopiQ',
   'Olive',
   'Packed',
+  'Rotated',
   'from_json',
   'to_json',
   'unpack',

@@ -14,6 +14,7 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
+from mq_jax import activations as activations_lib
 from mq_jax.recipes import _plugins
 from mq_jax.recipes._recipe import Recipe, Rows, recipe
 from mq_jax.recipes.awq import awq
@@ -47,11 +48,18 @@ def _unknown(kind: str, name: str, known) -> ValueError:
   return ValueError(f'{kind} {name!r}; {hint}known are {", ".join(known)}')
 
 
-def make(name: str, **options: Any) -> Recipe:
+def make(name: str, *, activations: Any = None, **options: Any) -> Recipe:
   """A recipe by name, with the options of its factory.
 
   Names of other packages are looked up when none of ours fits; ours can't be
   replaced.
+
+  Args:
+    name: Of a recipe.
+    activations: What is done to the inputs of the weights, of any recipe: an
+      `mq_jax.activations.Activations`, or its name or mapping as
+      `mq_jax.activations.from_json` reads it.
+    **options: Of the recipe's factory.
 
   Raises:
     ValueError: for an unknown name or option (with the nearest ones), an
@@ -60,6 +68,8 @@ def make(name: str, **options: Any) -> Recipe:
   Examples:
     >>> make('gptq', bits=3).label
     'gptq(bits=3)'
+    >>> make('gptq', bits=3, activations={'format': 'mx_int', 'bits': 8}).label
+    'gptq(bits=3, activations=a8 mx_int)'
   """
   if name in _FACTORIES:
     factory = _FACTORIES[name]
@@ -70,8 +80,18 @@ def make(name: str, **options: Any) -> Recipe:
   known = tuple(inspect.signature(factory).parameters)
   for option in options:
     if option not in known:
-      raise _unknown(f'recipe {name}: unknown option', option, known)
-  return factory(**options)
+      raise _unknown(
+        f'recipe {name}: unknown option', option, (*known, 'activations')
+      )
+  made = factory(**options)
+  if activations is None:
+    return made
+  if any(part.activations for part in getattr(made.rows, 'parts', ())):
+    raise ValueError(
+      f'recipe {name}: a site has one kind of activations; give them to the '
+      'whole, not to its parts'
+    )
+  return made.with_activations(activations_lib.from_json(activations))
 
 
 def from_json(data: Mapping[str, Any]) -> Recipe:

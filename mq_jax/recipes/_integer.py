@@ -13,18 +13,6 @@ from mq_jax._pytrees import pytree_dataclass, static
 # AWQ's do; 1 comes first so that a tie changes nothing.
 _SHRINK = tuple(1.0 - 0.05 * i for i in range(11))
 
-F16_MAX, F16_TINY = 65504.0, 2.0**-24
-
-
-def stored_scale(scale: jax.Array) -> jax.Array:
-  """A scale as it is stored, float16; never zero unless it was zero.
-
-  Rounding up to float16's smallest subnormal keeps tiny blocks alive; scales
-  beyond its range saturate.
-  """
-  inside = jnp.clip(scale, F16_TINY, F16_MAX)
-  return jnp.where(scale > 0, inside, 0.0).astype(jnp.float16)
-
 
 @pytree_dataclass
 class IntegerRows:
@@ -59,11 +47,11 @@ class IntegerRows:
     fmt = self._format()
     if self.symmetric:
       scale = jax.vmap(lambda x: formats.absmax_scale(x, fmt), 1)(rows)
-      scale = stored_scale(scale)
+      scale = formats.stored_scale(scale)
       return scale, jnp.zeros(scale.shape, jnp.float32)
     low = jnp.minimum(jnp.min(rows, axis=0), 0.0)
     scale, _ = jax.vmap(lambda x: formats.minmax_scale(x, fmt), 1)(rows)
-    scale = stored_scale(scale)
+    scale = formats.stored_scale(scale)
     # The zero point belongs to the scale as stored.
     wide = scale.astype(jnp.float32)
     safe = jnp.where(wide > 0, wide, 1.0)

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import jax
 
 from mq_jax._pytrees import pytree_dataclass, static
+from mq_jax.activations import Activations
 from mq_jax.compensation import Compensation, RowRecipe
 
 
@@ -34,6 +35,8 @@ class Recipe:
     rows: What is done to a group of rows.
     compensation: Options of the error compensation; None for none.
     input_scales: Search for a scale per input before quantization, or None.
+    activations: What is done to the inputs that the weight meets, an
+      `mq_jax.activations.Activations`; None leaves them as they are.
     name: For tables, e.g. 'gptq'.
     options: The factory's arguments that were given, for tables and plans.
   """
@@ -41,6 +44,7 @@ class Recipe:
   rows: Any
   compensation: Compensation | None = None
   input_scales: Any = None
+  activations: Any = None
   name: str = static('')
   options: tuple[tuple[str, Any], ...] = static(())
 
@@ -62,6 +66,20 @@ class Recipe:
       or any(part.calibrated for part in parts)
     )
 
+  @property
+  def scales_inputs(self) -> bool:
+    """Whether it, or a part of it, searches a scale per input."""
+    parts = getattr(self.rows, 'parts', ())
+    return self.input_scales is not None or any(p.scales_inputs for p in parts)
+
+  def with_activations(self, activations: Any) -> 'Recipe':
+    """The same for weights, with these `mq_jax.activations.Activations`."""
+    named = ('activations', activations)
+    rest = tuple(x for x in self.options if x[0] != 'activations')
+    return dataclasses.replace(
+      self, activations=activations, options=(*rest, named)
+    )
+
   def to_json(self) -> dict[str, Any]:
     """Plain data: 'recipe', its name, and its options."""
     return {'recipe': self.name} | {n: _plain(x) for n, x in self.options}
@@ -69,7 +87,7 @@ class Recipe:
 
 def _shown(value: Any) -> Any:
   """An option in a label: recipes by theirs, equal ones in a row counted."""
-  if isinstance(value, Recipe):
+  if isinstance(value, Recipe | Activations):
     return value.label
   if not isinstance(value, tuple):
     return value
@@ -82,7 +100,8 @@ def _shown(value: Any) -> Any:
 def _plain(value: Any) -> Any:
   if isinstance(value, tuple):
     return [_plain(x) for x in value]
-  return value.to_json() if isinstance(value, Recipe) else value
+  own = isinstance(value, Recipe | Activations)
+  return value.to_json() if own else value
 
 
 def recipe(factory: Callable[..., Recipe]) -> Callable[..., Recipe]:

@@ -3,9 +3,10 @@
 import jax
 import jax.numpy as jnp
 
+from mq_jax import formats
 from mq_jax._pytrees import pytree_dataclass, static
-from mq_jax.compensation import damped, round_rows
-from mq_jax.recipes._integer import integer_rows, stored_scale
+from mq_jax.compensation import damped, rounded
+from mq_jax.recipes._integer import integer_rows
 from mq_jax.recipes._recipe import Recipe, recipe
 
 
@@ -22,20 +23,14 @@ class ActivationScales:
 
   def __call__(self, weight, hessian, rows) -> jax.Array:
     """Scales f32[k], as stored, for a weight f32[k, n]."""
-    k, n = weight.shape
     size = jnp.sqrt(jnp.diagonal(damped(hessian, 1e-4)))
 
     def attempt(alpha):
       scale = size**alpha
       scale = scale / jnp.sqrt(jnp.max(scale) * jnp.min(scale))
-      scale = stored_scale(scale).astype(jnp.float32)
-      pad = ((0, -k % rows.group), (0, 0))
-      scaled = jnp.pad(weight * scale[:, None], pad)
-      cost = jnp.pad(size**2 / scale**2, pad[0])
-      whole = rows.prepare(scaled, cost)
-      fitted, codes = round_rows(scaled, cost, rows, whole)
-      codes = rows.collect(whole, fitted, codes)
-      value = rows.layout().decode(codes, k, n) / scale[:, None]
+      scale = formats.stored_scale(scale).astype(jnp.float32)
+      cost = size**2 / scale**2
+      value = rounded(weight * scale[:, None], cost, rows) / scale[:, None]
       error = weight - value
       return scale, jnp.sum(error * (hessian @ error))
 

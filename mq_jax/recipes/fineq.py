@@ -5,10 +5,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mq_jax import clusters, layouts, steps
+from mq_jax import clusters, formats, layouts, steps
 from mq_jax._pytrees import pytree_dataclass, static
 from mq_jax.compensation import Compensation
-from mq_jax.recipes._integer import stored_scale
 from mq_jax.recipes._recipe import Recipe, recipe
 from mq_jax.steps.patterns import RULES
 
@@ -72,14 +71,14 @@ class FineQRows:
     spread = jnp.where(deviation > 0, deviation, jnp.abs(mean))
     if self.scale == 'absmax':
       scale = jnp.max(jnp.abs(weight), axis=0)[None] / 3.0
-      scale = stored_scale(jnp.tile(scale, (self.scales, 1)))
+      scale = formats.stored_scale(jnp.tile(scale, (self.scales, 1)))
       return {'scale': scale, 'deviation': deviation}
 
     groups = weight.reshape(k // self.group, self.group, n)
     costs = saliency.reshape(k // self.group, self.group)
 
     def attempt(share):
-      scale = stored_scale(share[:, None] * spread[None])
+      scale = formats.stored_scale(share[:, None] * spread[None])
 
       def error(arrays):
         what = lambda step, cluster: step.error(cluster)

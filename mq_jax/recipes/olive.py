@@ -3,10 +3,9 @@
 import jax
 import jax.numpy as jnp
 
-from mq_jax import layouts
+from mq_jax import formats, layouts
 from mq_jax._pytrees import pytree_dataclass, static
 from mq_jax.layouts.olive import OUTLIER_LEVELS
-from mq_jax.recipes._integer import stored_scale
 from mq_jax.recipes._recipe import Recipe, recipe
 
 _GRID = tuple(0.4 + 0.1 * i for i in range(17))
@@ -32,7 +31,9 @@ class OliveRows:
     cost = saliency[:, None]
 
     def attempt(share):
-      scale = stored_scale(share * self.sigma * deviation / self._largest)
+      scale = formats.stored_scale(
+        share * self.sigma * deviation / self._largest
+      )
       pairs = weight.reshape(k // 2, 2, n)
       value, _ = self._round(pairs, self._outlier(pairs, scale), scale)
       error = jnp.sum(cost * jnp.square(value.reshape(k, n) - weight), axis=0)

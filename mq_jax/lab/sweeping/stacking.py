@@ -32,8 +32,9 @@ def structure(recipe: Recipe) -> Any:
 
 
 def stackable(recipe: Recipe) -> bool:
-  """Whether a recipe is one program: all but those of blocks are."""
-  return not isinstance(recipe.rows, recipes.BlockParts)
+  """Whether a recipe is one program: not if of blocks, or of activations."""
+  blocks = isinstance(recipe.rows, recipes.BlockParts)
+  return not blocks and recipe.activations is None
 
 
 def _bare(recipe: Recipe) -> Recipe:

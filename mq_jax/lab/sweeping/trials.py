@@ -152,7 +152,12 @@ class Runner:
       else:
         packed = [
           comparison.quantize(
-            bench.model, given[0], bench.sites, bench.statistics, step
+            bench.model,
+            given[0],
+            bench.sites,
+            bench.statistics,
+            step,
+            bench.batches,
           )[0]
         ]
     except Exception as error:  # the other settings are not to be lost
