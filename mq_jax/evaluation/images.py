@@ -122,7 +122,7 @@ def check(
   std: tuple[float, ...],
   batch: int,
 ) -> None:
-  """Raises ValueError unless images are bytes [n, h, w, c] and the rest fits."""
+  """Raises ValueError unless images are bytes that all the rest fits."""
   if images.ndim != 4 or images.dtype != np.uint8 or not images.size:
     raise ValueError(
       f'images must be bytes [n, h, w, c], found {images.dtype}'

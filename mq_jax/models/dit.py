@@ -149,9 +149,9 @@ def _norm(size: int, rngs: nnx.Rngs) -> nnx.LayerNorm:
   )
 
 
-def make(config: DitConfig, seed: int = 0) -> Dit:
-  """The module, randomly initialised."""
-  return Dit(config, rngs=nnx.Rngs(seed))
+def make(config: DitConfig) -> Dit:
+  """The module, as it initialises itself."""
+  return Dit(config, rngs=nnx.Rngs(0))
 
 
 @functools.cache
@@ -197,9 +197,7 @@ def channel_pairs(
         (*gains('ln1'), *outputs('beta1')),
         (*rows('wq'), *rows('wk'), *rows('wv')),
       ),
-      pair(
-        c.hidden_size, (*gains('ln2'), *outputs('beta2')), rows('ff', 0)
-      ),
+      pair(c.hidden_size, (*gains('ln2'), *outputs('beta2')), rows('ff', 0)),
     ]
     kinds['hidden'].append(
       pair(c.intermediate_size, outputs('ff', 0), rows('ff', 2))

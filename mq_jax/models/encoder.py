@@ -202,9 +202,9 @@ def _norm(config: EncoderConfig, rngs: nnx.Rngs) -> nnx.LayerNorm:
   )
 
 
-def make(config: EncoderConfig, seed: int = 0) -> Encoder:
-  """The module, randomly initialised."""
-  return Encoder(config, rngs=nnx.Rngs(seed))
+def make(config: EncoderConfig) -> Encoder:
+  """The module, as it initialises itself."""
+  return Encoder(config, rngs=nnx.Rngs(0))
 
 
 @functools.cache
@@ -232,7 +232,10 @@ def attention_pairs(
     hidden: Its width.
   """
   pair = equalization.ChannelPair
-  uses = lambda n: (((*attention, n, 'kernel'), 1), ((*attention, n, 'bias'), 0))
+  uses = lambda n: (
+    ((*attention, n, 'kernel'), 1),
+    ((*attention, n, 'bias'), 0),
+  )
   rows = ((*attention, 'o_proj', 'kernel'), 0)
   return {
     'value': pair(hidden, uses('v_proj'), (rows,)),

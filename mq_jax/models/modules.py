@@ -46,11 +46,6 @@ def functional(make: Callable[[], nnx.Module], what: str) -> Callable[..., Any]:
   return apply
 
 
-def init(make: Callable[[], nnx.Module]) -> dict:
-  """Parameters of a module as it initialises itself, nested dict of arrays."""
-  return jax.jit(lambda: nnx.to_pure_dict(nnx.state(make())))()
-
-
 def names(params: dict) -> dict[str, tuple[str | int, ...]]:
   """Paths of the leaves of a nested dict, by their text with '/'."""
   leaves, _ = jax.tree_util.tree_flatten_with_path(params)

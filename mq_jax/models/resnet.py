@@ -147,9 +147,7 @@ class ResNet(nnx.Module):
       first = 2 if i or c.downsample_in_first_stage else 1
       blocks = []
       for j in range(depth):
-        blocks.append(
-          _Block(c, n_in, n_out, 1 if j else first, rngs=rngs)
-        )
+        blocks.append(_Block(c, n_in, n_out, 1 if j else first, rngs=rngs))
         n_in = n_out
       stages.append(nnx.List(blocks))
     self.stages = nnx.List(stages)
@@ -171,9 +169,9 @@ class ResNet(nnx.Module):
     return self.classifier(jnp.mean(x, axis=(1, 2)))
 
 
-def make(config: ResNetConfig, seed: int = 0) -> ResNet:
-  """The module, randomly initialised."""
-  return ResNet(config, rngs=nnx.Rngs(seed))
+def make(config: ResNetConfig) -> ResNet:
+  """The module, as it initialises itself."""
+  return ResNet(config, rngs=nnx.Rngs(0))
 
 
 @functools.cache
@@ -207,9 +205,7 @@ def channel_pairs(
     n_convs, channels = (2, width) if basic else (3, width // _REDUCTION)
     for j in range(depth):
       for k in range(n_convs - 1):
-        this, after = (
-          ('stages', i, j, 'convs', n) for n in (k, k + 1)
-        )
+        this, after = (('stages', i, j, 'convs', n) for n in (k, k + 1))
         kernel, mean, gain, bias = (
           (*this, *names)
           for names in (

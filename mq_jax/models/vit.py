@@ -123,9 +123,9 @@ def _norm(config: VitConfig, rngs: nnx.Rngs) -> nnx.LayerNorm:
   )
 
 
-def make(config: VitConfig, seed: int = 0) -> Vit:
-  """The module, randomly initialised."""
-  return Vit(config, rngs=nnx.Rngs(seed))
+def make(config: VitConfig) -> Vit:
+  """The module, as it initialises itself."""
+  return Vit(config, rngs=nnx.Rngs(0))
 
 
 @functools.cache
@@ -159,9 +159,7 @@ def channel_pairs(
       ((*layer, n, 'bias'), 0),
     )
     rows = lambda *names, layer=layer: (((*layer, *names, 'kernel'), 0),)
-    qkv = tuple(
-      use for n in 'qkv' for use in rows('attention', f'{n}_proj')
-    )
+    qkv = tuple(use for n in 'qkv' for use in rows('attention', f'{n}_proj'))
     kinds['norm'] += [
       pair(c.hidden_size, gains('attention_norm'), qkv),
       pair(c.hidden_size, gains('mlp_norm'), rows('mlp', 'fc1')),

@@ -75,7 +75,10 @@ class Network:
 
 
 def load(
-  folder: str | os.PathLike, *, dtype: Any = jnp.float32, name: str | None = None
+  folder: str | os.PathLike,
+  *,
+  dtype: Any = jnp.float32,
+  name: str | None = None,
 ) -> Network:
   """Read a network from a folder.
 
@@ -193,12 +196,6 @@ def network(
   )
 
 
-def init_params(architecture: str, config: Any, seed: int) -> dict:
-  """Parameters as the network initialises itself: nested dict of f32."""
-  make = ARCHITECTURES[architecture].module.make
-  return modules.init(lambda: make(config, seed))
-
-
 def channel_pairs(
   net: Network,
 ) -> dict[str, tuple[equalization.ChannelPair, ...]]:
@@ -238,7 +235,9 @@ def _to_params(
 ) -> dict:
   """Nested parameters from a checkpoint's tensors, all checked first."""
   found = ARCHITECTURES[architecture]
-  layers = getattr(config, 'num_hidden_layers', sum(getattr(config, 'depths', ())))
+  layers = getattr(
+    config, 'num_hidden_layers', sum(getattr(config, 'depths', ()))
+  )
   if layers > len(stored):
     # Also keeps a lying config from making up names by the billion.
     raise ValueError(

@@ -209,8 +209,7 @@ def _resnet_rules(config: resnet.ResNetConfig) -> Rules:
   unused = (r'^.*num_batches_tracked$', '')
   if config.small:
     stages = [
-      (rf'^layer{i + 1}\.', f'stages.{i}.')
-      for i in range(len(config.depths))
+      (rf'^layer{i + 1}\.', f'stages.{i}.') for i in range(len(config.depths))
     ]
     convs = [
       rule
@@ -273,9 +272,7 @@ _ENCODER = Architecture(
 )
 _VIT = Architecture(vit, _vit_config, _vit_rules, _IMAGES)
 _RESNET = Architecture(resnet, _resnet_config, _resnet_rules, _IMAGES)
-_DIT = Architecture(
-  dit, _dit_config, lambda config: (), lambda config: 'noise'
-)
+_DIT = Architecture(dit, _dit_config, lambda config: (), lambda config: 'noise')
 
 ARCHITECTURES: Mapping[str, Architecture] = {
   **{prefix + task: _ENCODER for prefix in _ENCODERS for task in _TASKS},
