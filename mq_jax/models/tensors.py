@@ -21,6 +21,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+import jax
 import ml_dtypes
 import numpy as np
 import safetensors
@@ -184,8 +185,7 @@ def give_back(arrays: Iterable[np.ndarray]) -> None:
 
 def write_shards(
   folder: str | os.PathLike,
-  shapes: Mapping[str, tuple[int, ...]],
-  dtype: Any,
+  like: Mapping[str, jax.ShapeDtypeStruct],
   get: Callable[[str], np.ndarray],
   max_shard_bytes: int,
 ) -> None:
@@ -194,8 +194,8 @@ def write_shards(
   Args:
     folder: Where `model.safetensors`, or shards and `model.safetensors.
       index.json` go; exists.
-    shapes: Of the tensors, by name, in the order in which they are written.
-    dtype: Of all of them.
+    like: Shapes and dtypes of the tensors, by name, in the order in which
+      they are written.
     get: Gives the tensor of a name; only one is in memory at a time.
     max_shard_bytes: Most bytes of tensors in a file; a larger tensor gets a
       file of its own.
@@ -204,10 +204,10 @@ def write_shards(
     ValueError: if `max_shard_bytes` is not positive, or `get` gives another
       shape or dtype.
   """
-  folder, dtype = pathlib.Path(folder), np.dtype(dtype)
+  folder = pathlib.Path(folder)
   if max_shard_bytes <= 0:
     raise ValueError(f'max_shard_bytes={max_shard_bytes} must be positive')
-  sizes = {n: math.prod(s) * dtype.itemsize for n, s in shapes.items()}
+  sizes = {name: _nbytes(each) for name, each in like.items()}
   shards: list[list[str]] = [[]]
   room = max_shard_bytes
   for name, size in sizes.items():
@@ -222,7 +222,7 @@ def write_shards(
     file = f'model-{number:05}-of-{len(shards):05}.safetensors'
     weight_map |= dict.fromkeys(members, file)
     path = folder / (file if many else 'model.safetensors')
-    _write_one(path, {name: shapes[name] for name in members}, dtype, get)
+    _write_one(path, {name: like[name] for name in members}, get)
   if many:
     index = {
       'metadata': {'total_size': sum(sizes.values())},
@@ -232,33 +232,36 @@ def write_shards(
       temporary.write_text(json.dumps(index, indent=2) + '\n')
 
 
+def _nbytes(like: jax.ShapeDtypeStruct) -> int:
+  return math.prod(like.shape) * np.dtype(like.dtype).itemsize
+
+
 def _write_one(
   path: pathlib.Path,
-  shapes: Mapping[str, tuple[int, ...]],
-  dtype: np.dtype,
+  like: Mapping[str, jax.ShapeDtypeStruct],
   get: Callable[[str], np.ndarray],
 ) -> None:
   """Write a safetensors file tensor by tensor; the library needs them all."""
-  (kind,) = (k for k, known in DTYPES.items() if np.dtype(known) == dtype)
+  kinds = {np.dtype(known): kind for kind, known in DTYPES.items()}
   header: dict[str, Any] = {_METADATA: {'format': 'pt'}}
   end = 0
-  for name, shape in shapes.items():
-    begin, end = end, end + math.prod(shape) * dtype.itemsize
+  for name, each in like.items():
+    begin, end = end, end + _nbytes(each)
     header[name] = {
-      'dtype': kind,
-      'shape': list(shape),
+      'dtype': kinds[np.dtype(each.dtype)],
+      'shape': list(each.shape),
       'data_offsets': [begin, end],
     }
   text = json.dumps(header).encode()
   text += b' ' * (-len(text) % 8)  # so that tensors begin aligned
   with replacing(path) as temporary, open(temporary, 'wb') as file:
     file.write(len(text).to_bytes(8, 'little') + text)
-    for name, shape in shapes.items():
+    for name, each in like.items():
       array = np.ascontiguousarray(get(name))
-      if array.shape != shape or array.dtype != dtype:
+      if array.shape != each.shape or array.dtype != each.dtype:
         raise ValueError(
           f'{path}: {name!r} is {array.dtype}{list(array.shape)}, expected '
-          f'{dtype}{list(shape)}'
+          f'{np.dtype(each.dtype)}{list(each.shape)}'
         )
       file.write(array.reshape(-1).view(np.uint8))
     file.flush()

@@ -126,7 +126,7 @@ class Checkpoint:
     params: dict = {}
     stacks: dict[names.Path, dict[int, np.ndarray]] = {}
     for name, entry in entries.items():
-      array = _finite(self.arrays[name], dtype, f'{self.folder}: {name}')
+      array = finite(self.arrays[name], dtype, f'{self.folder}: {name}')
       for path, start, size, expert in entry.pieces:
         index = [slice(None)] * array.ndim
         index[entry.axis] = slice(start, start + size)
@@ -150,7 +150,7 @@ def _put(params: dict, path: names.Path, value: jax.Array) -> None:
   params[path[-1]] = value
 
 
-def _finite(array: np.ndarray, dtype: Any, what: str) -> np.ndarray:
+def finite(array: np.ndarray, dtype: Any, what: str) -> np.ndarray:
   """A copy in another type, without NaN and infinities."""
   # Overflow shows as inf, and is reported with its tensor just below.
   with np.errstate(over='ignore'):

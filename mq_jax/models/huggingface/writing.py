@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import tokenizers
@@ -15,7 +16,7 @@ import tokenizers
 from mq_jax.models import decoder, tensors
 from mq_jax.models.huggingface import names
 from mq_jax.models.huggingface.configs import write_config
-from mq_jax.models.huggingface.reading import LanguageModel
+from mq_jax.models.huggingface.reading import LanguageModel, finite
 
 _DTYPES = ('float32', 'bfloat16', 'float16')
 SHARD_BYTES = 5_000_000_000
@@ -47,15 +48,8 @@ def save(
       _shape(model, piece, entry, f'{folder}: {name}')
 
   def get(name: str) -> np.ndarray:
-    entry = entries[name]
-    pieces = []
-    for path, _, _, expert in entry.pieces:
-      value = np.asarray(_leaf(model.params, path))
-      value = value if expert is None else value[expert]
-      pieces.append(value.T if entry.transposed else value)
-    if len(pieces) == 1:
-      return pieces[0]
-    return np.concatenate(pieces, axis=entry.axis)
+    leaf = lambda path: np.asarray(_leaf(model.params, path))
+    return joined(entries[name], leaf)
 
   write_folder(
     folder,
@@ -114,26 +108,67 @@ def write_folder(
     'torch_dtype': stored.name,
     **(extra or {}),
   }
-  entries = names.expected_tensors(config)
-  shapes = {name: entry.shape for name, entry in entries.items()}
+  like = {
+    name: jax.ShapeDtypeStruct(entry.shape, stored)
+    for name, entry in names.expected_tensors(config).items()
+  }
 
   def checked(name: str) -> np.ndarray:
     value = np.asarray(get(name))
-    if value.shape != shapes[name]:
+    if value.shape != like[name].shape:
       raise ValueError(
         f'{folder}: {name} is of shape {value.shape}, the config calls for '
-        f'{shapes[name]}'
+        f'{like[name].shape}'
       )
-    with np.errstate(over='ignore'):
-      value = value.astype(stored)
-    bad = int(value.size - np.isfinite(value).sum())
-    if bad:
-      raise ValueError(
-        f'{folder}: {name}: {bad} of {value.size} weights are not finite as '
-        f'{stored.name}'
-      )
-    return value
+    return finite(value, stored, f'{folder}: {name}')
 
+  write_tensors(
+    folder,
+    raw,
+    like,
+    checked,
+    tokenizer=tokenizer,
+    max_shard_bytes=max_shard_bytes,
+  )
+
+
+def joined(
+  entry: names.Entry, leaf: Callable[[names.Path], np.ndarray]
+) -> np.ndarray:
+  """A checkpoint's tensor from the parameters that it holds."""
+  pieces = []
+  for path, _, _, expert in entry.pieces:
+    value = leaf(path)
+    value = value if expert is None else value[expert]
+    pieces.append(value.T if entry.transposed else value)
+  if len(pieces) == 1:
+    return pieces[0]
+  return np.concatenate(pieces, axis=entry.axis)
+
+
+def write_tensors(
+  folder: str | os.PathLike,
+  raw: Mapping[str, Any],
+  like: Mapping[str, jax.ShapeDtypeStruct],
+  get: Callable[[str], np.ndarray],
+  *,
+  tokenizer: tokenizers.Tokenizer | None,
+  max_shard_bytes: int,
+) -> None:
+  """Write a checkpoint of any tensors, whole or not at all.
+
+  Args:
+    folder: See `save`.
+    raw: The whole config.json.
+    like: Shapes and dtypes of the tensors, by name, in order.
+    get: Tensor of a name.
+    tokenizer: Stored with them.
+    max_shard_bytes: Most bytes of tensors in one file (but at least one).
+
+  Raises:
+    ValueError, OSError: see `write_folder`.
+  """
+  special = {f'{w}_token_id': raw[f'{w}_token_id'] for w in ('bos', 'eos')}
   folder = pathlib.Path(folder)
   folder.parent.mkdir(parents=True, exist_ok=True)
   # In the folder itself where there is one: its parent may be read-only.
@@ -143,10 +178,10 @@ def write_folder(
   ) as scratch:
     new = pathlib.Path(scratch) / 'new'
     new.mkdir()  # with the usual permissions, unlike the one around it
-    tensors.write_shards(new, shapes, stored, checked, max_shard_bytes)
+    tensors.write_shards(new, like, get, max_shard_bytes)
     _write_json(new / 'generation_config.json', special)
     if tokenizer is not None:
-      _write_tokenizer(new, tokenizer, bos, eos, config)
+      _write_tokenizer(new, tokenizer, raw)
     _write_json(new / 'config.json', raw)
     _move(new, folder)
 
@@ -196,9 +231,7 @@ def _shape(
 def _write_tokenizer(
   folder: pathlib.Path,
   tokenizer: tokenizers.Tokenizer,
-  bos: int | None,
-  eos: int | None,
-  config: decoder.DecoderConfig,
+  raw: Mapping[str, Any],
 ) -> None:
   text = lambda i: None if i is None else tokenizer.id_to_token(i)
   with tensors.replacing(folder / 'tokenizer.json') as path:
@@ -207,9 +240,11 @@ def _write_tokenizer(
     folder / 'tokenizer_config.json',
     {
       'tokenizer_class': 'PreTrainedTokenizerFast',
-      'bos_token': text(bos),
-      'eos_token': text(eos),
-      'model_max_length': config.max_position_embeddings,
+      'bos_token': text(raw['bos_token_id']),
+      'eos_token': text(raw['eos_token_id']),
+      'model_max_length': raw.get(
+        'max_position_embeddings', raw.get('n_positions')
+      ),
       'clean_up_tokenization_spaces': False,
     },
   )
