@@ -39,6 +39,16 @@ class QuantizedActivation(NamedTuple):
   zero: jax.Array | None = None
 
 
+def _stored(scale: jax.Array) -> jax.Array:
+  """As a float16 holds it, rounded up, in float32.
+
+  Rounded to nearest, the largest value of half of all rows would lie outside
+  of the range, and get no gradient.
+  """
+  half_ulp = 1.0 + 2.0**-11
+  return formats.stored_scale(scale * half_ulp).astype(jnp.float32)
+
+
 class _Scaled:
   """What quantizers with a real scale and a zero point have in common."""
 
@@ -98,10 +108,10 @@ class Token(_Scaled):
     shape = (*x.shape[:-1], 1)
     if self.symmetric:
       scale = jax.vmap(lambda r: formats.absmax_scale(r, fmt))(rows)
-      wide = formats.stored_scale(scale).astype(jnp.float32).reshape(shape)
+      wide = _stored(scale).reshape(shape)
       return wide, None
     scale, _ = jax.vmap(lambda r: formats.minmax_scale(r, fmt))(rows)
-    wide = formats.stored_scale(scale).astype(jnp.float32).reshape(shape)
+    wide = _stored(scale).reshape(shape)
     # The zero point belongs to the scale as stored.
     low = jnp.minimum(jnp.min(x, axis=-1, keepdims=True), 0.0)
     return wide, fmt.round(-low / jnp.where(wide > 0, wide, 1.0))
@@ -151,7 +161,7 @@ class Tensor(_Scaled):
         )
       largest = jnp.asarray(self.largest, jnp.float32)
       real = largest * self.clip / self._format().max
-      stored = formats.stored_scale(real).astype(jnp.float32)
+      stored = _stored(real)
       # As stored, but its rounding is no step for gradients.
       scale = real + jax.lax.stop_gradient(stored - real)
       if scale.ndim and scale.shape != x.shape[:-2]:
