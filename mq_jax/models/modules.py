@@ -34,16 +34,21 @@ def functional(make: Callable[[], nnx.Module], what: str) -> Callable[..., Any]:
   wanted = nnx.to_pure_dict(state)
 
   def apply(params: dict, *args: Any) -> Any:
-    if jax.tree.structure(params) != jax.tree.structure(wanted):
-      # nnx matches leaves by order: a renamed one would be taken for another.
-      got, want = set(names(params)), set(names(wanted))
-      raise ValueError(
-        f'parameters do not fit the {what}: missing {sorted(want - got)}, '
-        f'unexpected {sorted(got - want)}'
-      )
+    check(params, wanted, what)
     return nnx.merge(graph, params)(*args)
 
   return apply
+
+
+def check(params: dict, wanted: dict, what: str) -> None:
+  """Raise ValueError unless both dicts are nested alike, naming leaves."""
+  if jax.tree.structure(params) != jax.tree.structure(wanted):
+    # nnx matches leaves by order: a renamed one would be taken for another.
+    got, want = set(names(params)), set(names(wanted))
+    raise ValueError(
+      f'parameters do not fit the {what}: missing {sorted(want - got)}, '
+      f'unexpected {sorted(got - want)}'
+    )
 
 
 def names(params: dict) -> dict[str, tuple[str | int, ...]]:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from mq_jax.models import modules
 from mq_jax.models.decoder._config import DecoderConfig
 from mq_jax.models.decoder._network import Attend, Block, Decoder, attend_all
 
@@ -38,13 +39,7 @@ class _Module(NamedTuple):
   what: str
 
   def check(self, params: dict) -> None:
-    if jax.tree.structure(params) != jax.tree.structure(self.abstract):
-      # nnx matches leaves by order: a renamed one would be taken for another.
-      got, want = _names(params), _names(self.abstract)
-      raise ValueError(
-        f'parameters do not fit {self.what}: missing {sorted(want - got)}, '
-        f'unexpected {sorted(got - want)}'
-      )
+    modules.check(params, self.abstract, self.what)
 
   def merge(self, params: dict) -> Any:
     self.check(params)
@@ -56,24 +51,19 @@ def _module(make: Callable[[], nnx.Module], what: str) -> _Module:
   return _Module(graph, nnx.to_pure_dict(state), what)
 
 
-def _names(params: dict) -> set[str]:
-  paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(params)]
-  return {jax.tree_util.keystr(p, simple=True, separator='/') for p in paths}
-
-
 @functools.cache
 def _outside(config: DecoderConfig) -> _Module:
   """Everything but the blocks."""
   bare = dataclasses.replace(config, num_hidden_layers=0, window_layers=None)
   return _module(
-    lambda: Decoder(bare, rngs=nnx.Rngs(0)), 'the decoder outside its blocks'
+    lambda: Decoder(bare, rngs=nnx.Rngs(0)), 'decoder outside its blocks'
   )
 
 
 @functools.cache
 def _block(config: DecoderConfig, window: int | None) -> _Module:
   return _module(
-    lambda: Block(config, window, rngs=nnx.Rngs(0)), "a decoder's block"
+    lambda: Block(config, window, rngs=nnx.Rngs(0)), 'block of a decoder'
   )
 
 
@@ -133,9 +123,7 @@ def parts(config: DecoderConfig) -> Parts:
 
 @functools.cache
 def _whole(config: DecoderConfig) -> _Module:
-  return _module(
-    lambda: Decoder(config, rngs=nnx.Rngs(0)), 'the decoder config'
-  )
+  return _module(lambda: Decoder(config, rngs=nnx.Rngs(0)), 'decoder config')
 
 
 @functools.cache

@@ -60,11 +60,8 @@ def attend_all(
 
 
 def _norm(config: DecoderConfig, size: int, rngs: nnx.Rngs) -> nnx.Module:
-  options = {
-    'epsilon': config.norm_eps,
-    'dtype': jnp.dtype(config.dtype),
-    'rngs': rngs,
-  }
+  """A norm that computes and returns float32."""
+  options = {'epsilon': config.norm_eps, 'dtype': jnp.float32, 'rngs': rngs}
   if config.norm == 'rms':
     return nnx.RMSNorm(size, **options)
   # E[x^2] - E[x]^2 cancels where the mean is large, as in OPT.
@@ -88,12 +85,8 @@ class Attention(nnx.Module):
     self.v_proj = linear(c.hidden_size, values, c.qkv_bias)
     self.o_proj = linear(queries, c.hidden_size, c.o_bias)
     if c.qk_norm:
-      self.q_norm = nnx.RMSNorm(
-        c.head_dim, epsilon=c.norm_eps, dtype=jnp.dtype(c.dtype), rngs=rngs
-      )
-      self.k_norm = nnx.RMSNorm(
-        c.head_dim, epsilon=c.norm_eps, dtype=jnp.dtype(c.dtype), rngs=rngs
-      )
+      self.q_norm = _norm(c, c.head_dim, rngs)
+      self.k_norm = _norm(c, c.head_dim, rngs)
     self.config = c
     self.window = window
 
@@ -105,7 +98,8 @@ class Attention(nnx.Module):
     heads = lambda y: y.reshape(b, t, -1, c.head_dim)
     q, k = heads(self.q_proj(x)), heads(self.k_proj(x))
     if c.qk_norm:
-      q, k = self.q_norm(q), self.k_norm(k)
+      q = self.q_norm(q).astype(q.dtype)
+      k = self.k_norm(k).astype(k.dtype)
     if c.positions == 'rotary':
       turn = lambda y: rotary.rotate(
         y, positions, c.rope_theta, c.rope_scaling, c.rotary_dim
@@ -217,9 +211,11 @@ class Block(nnx.Module):
   def __call__(
     self, x: jax.Array, positions: jax.Array, cache: Any, attend: Attend
   ) -> tuple[jax.Array, Any]:
-    y, cache = self.self_attn(self.input_layernorm(x), positions, cache, attend)
+    y = self.input_layernorm(x).astype(x.dtype)
+    y, cache = self.self_attn(y, positions, cache, attend)
     x = x + y
-    return x + self.mlp(self.post_attention_layernorm(x)), cache
+    y = self.post_attention_layernorm(x).astype(x.dtype)
+    return x + self.mlp(y), cache
 
 
 class Decoder(nnx.Module):
@@ -263,7 +259,7 @@ class Decoder(nnx.Module):
 
   def head(self, x: jax.Array) -> jax.Array:
     """The last norm and the logits, [b, t, hidden] -> [b, t, vocabulary]."""
-    x = self.norm(x)
+    x = self.norm(x).astype(x.dtype)
     if self.config.tie_word_embeddings:
       return self.embed_tokens.attend(x)
     return self.lm_head(x)

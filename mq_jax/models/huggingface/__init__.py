@@ -10,25 +10,39 @@ from mq_jax.models.huggingface.configs import (
   read_config,
   write_config,
 )
-from mq_jax.models.huggingface.names import expected_tensors
+from mq_jax.models.huggingface.names import Entry, Path, expected_tensors
 from mq_jax.models.huggingface.reading import (
   Checkpoint,
   LanguageModel,
+  finite,
   load,
   open_folder,
 )
-from mq_jax.models.huggingface.writing import SHARD_BYTES, save, write_folder
+from mq_jax.models.huggingface.writing import (
+  SHARD_BYTES,
+  joined,
+  leaf,
+  save,
+  write_folder,
+  write_tensors,
+)
 
 __all__ = [
   'ARCHITECTURES',
   'Checkpoint',
+  'Entry',
   'LanguageModel',
+  'Path',
   'SHARD_BYTES',
   'expected_tensors',
+  'finite',
+  'joined',
+  'leaf',
   'load',
   'open_folder',
   'read_config',
   'save',
   'write_config',
   'write_folder',
+  'write_tensors',
 ]

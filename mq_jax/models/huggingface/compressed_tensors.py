@@ -23,6 +23,7 @@ Source:
   before packed other widths differently is from memory.
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -67,7 +68,8 @@ def unpack(words: np.ndarray, bits: int, n: int) -> np.ndarray:
   return fields.astype(np.uint8).reshape(len(words), -1)[:, :n]
 
 
-class Packed(NamedTuple):
+@dataclasses.dataclass(frozen=True, eq=False)
+class Packed:
   """A weight that is unpacked when it is read; looks like an array.
 
   Attributes:
@@ -103,7 +105,14 @@ class Packed(NamedTuple):
     return values if dtype is None else values.astype(dtype)
 
   def astype(self, dtype: Any) -> np.ndarray:
-    return np.asarray(self, dtype)
+    return self.__array__(dtype)
+
+  @property
+  def parts(self) -> tuple[np.ndarray, ...]:
+    """The arrays that lie in the file."""
+    return tuple(
+      x for x in (self.levels, self.scale, self.zero) if x is not None
+    )
 
 
 def read_schemes(raw: Any, where: str) -> frozenset[Scheme]:
@@ -162,9 +171,7 @@ def read_schemes(raw: Any, where: str) -> frozenset[Scheme]:
   return frozenset(found)
 
 
-def _expect(
-  where: str, raw: Any, name: str, values: Sequence[Any]
-) -> None:
+def _expect(where: str, raw: Any, name: str, values: Sequence[Any]) -> None:
   value = raw.get(name) if isinstance(raw, dict) else raw
   if not any(type(value) is type(v) and value == v for v in values):
     raise ValueError(
@@ -236,10 +243,12 @@ def _packed(
     and (zero is None or zero.shape == (-(-n * s.bits // 32), groups))
   ]
   if len({s.bits for s in fits}) != 1:
+    known = '; '.join(sorted(str(tuple(scheme)) for scheme in schemes))
     raise ValueError(
       f'{where}: packed {list(words.shape)}, scale {list(scale.shape)}, zero '
       f'point {"none" if zero is None else list(zero.shape)} of a weight '
-      f'{[n, k]} are not as the config says: {sorted(map(tuple, schemes), key=str)}'
+      f'{[n, k]} are of none of the schemes (bits, symmetric, group) in the '
+      f'config: {known}'
     )
   return Packed(words, scale, zero, (n, k), fits[0].bits)
 

@@ -14,7 +14,7 @@ import numpy as np
 import tokenizers
 
 from mq_jax.models import decoder, tensors
-from mq_jax.models.huggingface import names
+from mq_jax.models.huggingface import compressed_tensors, names
 from mq_jax.models.huggingface.configs import read_config
 
 # Stored by old versions of transformers, computed from the config today.
@@ -71,7 +71,8 @@ class Checkpoint:
     eos: Token that ends a text.
     name: What to call it in tables.
     folder: Where it lies.
-    arrays: The tensors by name, mapped into memory.
+    arrays: The tensors by name, mapped into memory; packed weights are
+      unpacked when they are read.
   """
 
   config: decoder.DecoderConfig
@@ -140,7 +141,10 @@ class Checkpoint:
       found = stacks.pop(path)
       stacked = np.stack([found[e] for e in sorted(found)])
       _put(params, path, jnp.asarray(stacked))
-    tensors.give_back(self.arrays[name] for name in entries)
+    for name in entries:
+      tensors.give_back(
+        getattr(self.arrays[name], 'parts', [self.arrays[name]])
+      )
     return params
 
 
@@ -193,8 +197,18 @@ def open_folder(
       'model.safetensors and tokenizer.json'
     )
   raw = tensors.read_json_object(tensors.inside(path))
+  schemes = None
+  packed = raw.get('quantization_config')
+  if isinstance(packed, dict) and packed.get('quant_method') == (
+    compressed_tensors.METHOD
+  ):
+    schemes = compressed_tensors.read_schemes(packed, str(path))
+    raw = {k: v for k, v in raw.items() if k != 'quantization_config'}
   config = dataclasses.replace(read_config(raw, str(path)), dtype=compute)
-  found = _checked(tensors.read_folder(folder), config, str(folder))
+  found = tensors.read_folder(folder)
+  if schemes is not None:
+    found = compressed_tensors.unpacked(found, schemes, str(folder))
+  found = _checked(found, config, str(folder))
   tokenizer = _read_tokenizer(folder, config)
   bos, eos = (
     _special(raw.get(f'{which}_token_id'), config, f'{path}: {which}_token_id')

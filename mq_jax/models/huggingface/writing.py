@@ -48,8 +48,9 @@ def save(
       _shape(model, piece, entry, f'{folder}: {name}')
 
   def get(name: str) -> np.ndarray:
-    leaf = lambda path: np.asarray(_leaf(model.params, path))
-    return joined(entries[name], leaf)
+    return joined(
+      entries[name], lambda path: np.asarray(leaf(model.params, path))
+    )
 
   write_folder(
     folder,
@@ -133,12 +134,12 @@ def write_folder(
 
 
 def joined(
-  entry: names.Entry, leaf: Callable[[names.Path], np.ndarray]
+  entry: names.Entry, get: Callable[[names.Path], np.ndarray]
 ) -> np.ndarray:
   """A checkpoint's tensor from the parameters that it holds."""
   pieces = []
   for path, _, _, expert in entry.pieces:
-    value = leaf(path)
+    value = get(path)
     value = value if expert is None else value[expert]
     pieces.append(value.T if entry.transposed else value)
   if len(pieces) == 1:
@@ -200,7 +201,8 @@ def _move(new: pathlib.Path, folder: pathlib.Path) -> None:
     shutil.move(path, folder / path.name)
 
 
-def _leaf(params: Any, path: names.Path) -> Any:
+def leaf(params: Any, path: names.Path) -> Any:
+  """The parameter at a path; ValueError if there is none."""
   value = params
   for key in path:
     if not isinstance(value, Mapping) or key not in value:
@@ -214,7 +216,7 @@ def _shape(
 ) -> None:
   """Check one parameter against the part of a tensor that it becomes."""
   try:
-    found = tuple(np.shape(_leaf(model.params, piece.path)))
+    found = tuple(np.shape(leaf(model.params, piece.path)))
   except ValueError as error:
     raise ValueError(f'{where}: {error}') from None
   needed = list(entry.shape)
