@@ -50,7 +50,7 @@ def encode(x: jax.Array, bits: ArrayLike, axis: int, group: int) -> Codes:
 
   Levels begin at the lowest value of a group and end at the highest; both
   that value and the spacing are rounded to float16 first, so the codes are the
-  nearest to what is stored. A constant group is stored as its float16 value.
+  nearest to what is stored. A constant group is exact to float16.
 
   Args:
     x: Any shape.
@@ -75,9 +75,12 @@ def encode(x: jax.Array, bits: ArrayLike, axis: int, group: int) -> Codes:
   low = jnp.clip(jnp.min(x, at, keepdims=True), -_F16_MAX, _F16_MAX)
   low = low.astype(jnp.float16)
   wide = x - low.astype(jnp.float32)
-  scale = formats.stored_scale(jnp.max(wide, at, keepdims=True) / fmt.max)
+  # Reciprocals spelled out: XLA divides by a constant that way, by a traced
+  # number not, and codes would depend on which of them the width is.
+  largest = jnp.max(wide, at, keepdims=True)
+  scale = formats.stored_scale(largest * (1.0 / fmt.max))
   step = scale.astype(jnp.float32)
-  level = fmt.encode(wide / jnp.where(step > 0, step, 1.0))
+  level = fmt.encode(wide * (1.0 / jnp.where(step > 0, step, 1.0)))
   shape = (*x.shape[: at - 1], -1, *x.shape[at + 1 :])
   return Codes(
     level.astype(jnp.uint8).reshape(shape),
