@@ -13,8 +13,6 @@ QUANTIZERS = [
   Token(8, symmetric=False),
   Token(3, clip=0.7),
   Tensor(4, dynamic=True),
-  Tensor(4, symmetric=False, dynamic=True),
-  Tensor(8, largest=2.5),
   Tensor(8, largest=2.5, clip=0.5),
   MXInt(4, group=8),
   MXInt(8, group=16, exponent='ceil'),

@@ -68,6 +68,7 @@ def test_a_bad_quantizer_in_a_manifest_is_refused(largest):
     mq.activations.quantizer_from_json({'format': 'none'})
 
 
+@pytest.mark.slow
 def test_folding_stores_nothing_and_does_the_same_to_inputs(bench):
   spec = {'format': 'token', 'bits': 8, 'smooth': 0.5}
   folded = quantized(bench, {**spec, 'fold': True}, bits=8, group=16)
@@ -81,6 +82,7 @@ def test_folding_stores_nothing_and_does_the_same_to_inputs(bench):
   assert abs(nll(bench, folded) - reference) < 0.02 * reference
 
 
+@pytest.mark.slow
 def test_mq_quantize_takes_activations(tiny, text, tmp_path, capsys):
   out = tmp_path / 'w4a8'
   arguments = ['quantize', '--model', str(tiny), '--recipe', 'gptq']
