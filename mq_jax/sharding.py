@@ -83,7 +83,7 @@ def weight_sharding(shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
 
 
 def on_mesh(model: Model, mesh: Mesh) -> Model:
-  """A language model that computes on a mesh.
+  """A model that computes on a mesh.
 
   Args:
     model: Its `params` are a tree of plain arrays, its `apply` takes them and
@@ -106,18 +106,18 @@ def place(params: Any, mesh: Mesh) -> Any:
 
 
 @functools.cache
-def divided(apply: Callable[[Any, jax.Array], Any], mesh: Mesh) -> Callable:
+def divided(apply: Callable[..., Any], mesh: Mesh) -> Callable:
   """`apply` on a mesh; the same object again, so nothing compiles again."""
   rows = NamedSharding(mesh, PartitionSpec('data'))
   constrain = jax.lax.with_sharding_constraint
 
-  def on_devices(params, inputs):
-    if inputs.shape[0] % mesh.shape['data'] == 0:
-      inputs = constrain(inputs, rows)
+  def on_devices(params, *inputs):
+    if all(x.shape[0] % mesh.shape['data'] == 0 for x in inputs):
+      inputs = [constrain(x, rows) for x in inputs]
     divided = jax.tree.map(
       lambda x: constrain(x, weight_sharding(x.shape, mesh)), params
     )
-    return apply(divided, inputs)
+    return apply(divided, *inputs)
 
   return on_devices
 

@@ -67,7 +67,10 @@ def noisy(x: jax.Array, noise: jax.Array, share: jax.Array) -> jax.Array:
 
 
 def draw(
-  seed: int, index: jax.Array, shape: tuple[int, ...], steps: int
+  seed: jax.typing.ArrayLike,
+  index: jax.Array,
+  shape: tuple[int, ...],
+  steps: int,
 ) -> tuple[jax.Array, jax.Array]:
   """A step and noise for each image; they depend on its number alone.
 
@@ -92,7 +95,7 @@ def draw(
 
 
 def inputs(
-  seed: int,
+  seed: jax.typing.ArrayLike,
   index: jax.Array,
   images: jax.Array,
   shares: jax.Array,
@@ -118,15 +121,17 @@ def inputs(
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _image_errors(apply, pixels, seed, params, reference, shares, batch):
+def _image_errors(
+  apply, original, pixels, seed, params, reference, shares, batch
+):
   """Mean errors of each image, and its step."""
   index, images, labels = batch
   x, steps, noise = inputs(seed, index, images, shares, *pixels)
   found = apply(params, x, steps, labels).astype(jnp.float32)
   mean = lambda e: jnp.mean(e, axis=(1, 2, 3))
   against = None
-  if reference is not None:
-    other = apply(reference, x, steps, labels).astype(jnp.float32)
+  if original is not None:
+    other = original(reference, x, steps, labels).astype(jnp.float32)
     against = mean(jnp.square(found - other))
   error = found - noise
   return steps, mean(jnp.square(error)), mean(jnp.abs(error)), against
@@ -140,7 +145,7 @@ def evaluate(
   *,
   mean: tuple[float, ...],
   std: tuple[float, ...],
-  reference: Any = None,
+  reference: tuple[Callable[..., jax.Array], Any] | None = None,
   shares: np.ndarray | None = None,
   seed: int = 0,
   ranges: int = 5,
@@ -160,8 +165,8 @@ def evaluate(
     labels: Classes from 0. i32[n].
     mean: Of the network's normalization, a number a channel.
     std: Likewise.
-    reference: Parameters of a network to compare predictions with, usually
-      the unquantized one.
+    reference: Function and parameters of a network to compare predictions
+      with, usually the unquantized one.
     shares: Signal left at each step, see `signal_shares`.
     seed: Of steps and noise.
     ranges: Equal ranges of steps that `by_step` tells apart.
@@ -183,11 +188,14 @@ def evaluate(
   pixels = (tuple(mean), tuple(std))
   device = jnp.asarray(shares, jnp.float32)
   index = np.arange(len(images), dtype=np.int32)
+  original, kept = (None, None) if reference is None else reference
   columns: list[list] = [[], [], [], []]
   for start, count, chunk in images_lib.batches(
     batch, index, images, labels.astype(np.int32)
   ):
-    found = _image_errors(apply, pixels, seed, params, reference, device, chunk)
+    found = _image_errors(
+      apply, original, pixels, seed, params, kept, device, chunk
+    )
     for column, value in zip(columns, found):
       if value is not None:
         column.append(sharding.to_host(value)[:count].astype(np.float64))

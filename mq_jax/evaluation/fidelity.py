@@ -47,15 +47,15 @@ def _sums(found: jax.Array, wanted: jax.Array) -> jax.Array:
   )
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _batch_sums(apply, names, params, reference, batch):
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _batch_sums(apply, original, names, params, reference, batch):
   """`_sums` of the output, and of the inputs of the sites named."""
 
   def rows(site, x):
     return x if site.name in names else None
 
   out, seen = sites_lib.tap(apply, rows)(params, *batch)
-  wanted, known = sites_lib.tap(apply, rows)(reference, *batch)
+  wanted, known = sites_lib.tap(original, rows)(reference, *batch)
   found = {OUTPUT: _sums(out, wanted)}
   return found | {name: _sums(seen[name], known[name]) for name in names}
 
@@ -63,19 +63,21 @@ def _batch_sums(apply, names, params, reference, batch):
 def compare(
   apply: Callable[..., jax.Array],
   params: Any,
+  original: Callable[..., jax.Array],
   reference: Any,
   batches: Iterable[Any],
   *,
   sites: Sequence[sites_lib.Site] = (),
 ) -> dict[str, Fidelity]:
-  """Compare what two sets of parameters compute on the same batches.
+  """Compare what two networks compute on the same batches.
 
   Args:
     apply: `(params, *batch) -> array [..., features]`; give the same object
       again, and nothing is compiled again.
-    params: Parameters to judge, plain arrays.
-    reference: Those of the original.
-    batches: Batches for `apply`; an entry that is no tuple is its only
+    params: Its parameters, to be judged; plain arrays.
+    original: The function of the original; `apply` if both are one.
+    reference: Its parameters.
+    batches: Batches for both; an entry that is no tuple is its only
       argument.
     sites: Sites whose inputs to compare too, each once in the function: how
       the error grows from layer to layer.
@@ -98,7 +100,7 @@ def compare(
   totals: dict[str, np.ndarray] = {}
   for batch in batches:
     batch = batch if isinstance(batch, tuple) else (batch,)
-    sums = _batch_sums(apply, names, params, reference, batch)
+    sums = _batch_sums(apply, original, names, params, reference, batch)
     for name, value in sums.items():
       new = sharding.to_host(value).astype(np.float64)
       totals[name] = totals.get(name, 0.0) + new

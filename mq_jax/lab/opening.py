@@ -1,4 +1,8 @@
-"""One door to models: bundled, Hugging Face folders, and artifacts."""
+"""One door to models: bundled, Hugging Face folders, and artifacts.
+
+Most of the lab works on language models; `open_model` also opens networks of
+other kinds.
+"""
 
 import os
 import pathlib
@@ -6,16 +10,18 @@ from typing import Any
 
 import tokenizers
 
-from mq_jax import artifacts, sharding, streaming
-from mq_jax.models import bundled, decoder, huggingface
+from mq_jax import artifacts, equalization, sharding, streaming
+from mq_jax.lab import networks as lab_networks
+from mq_jax.models import bundled, decoder, huggingface, networks
 
 LanguageModel = huggingface.LanguageModel
+Network = networks.Network
 
 
 def open_any(
   name_or_path: str | os.PathLike, mesh: str | None = None
 ) -> LanguageModel:
-  """A bundled model, a Hugging Face folder or name, or an artifact.
+  """A bundled language model, a Hugging Face folder or name, or an artifact.
 
   Args:
     name_or_path: Of the model.
@@ -29,9 +35,24 @@ def open_any(
       are too few devices.
     FileNotFoundError: if a file of it is missing.
   """
+  model = open_model(name_or_path, mesh)
+  if isinstance(model, Network):
+    raise ValueError(
+      f'{name_or_path}: is a {model.architecture}, no language model; mq '
+      'quantize and mq eval take it'
+    )
+  return model
+
+
+def open_model(
+  name_or_path: str | os.PathLike, mesh: str | None = None
+) -> LanguageModel | Network:
+  """As `open_any`, but also a folder or artifact of another network."""
   devices = sharding.open_mesh(mesh)  # before weights are read
   if artifacts.is_artifact(name_or_path):
     model = _from_artifact(pathlib.Path(name_or_path))
+  elif networks.is_network(name_or_path):
+    model = networks.load(name_or_path)
   else:
     model = bundled.open_model(name_or_path)
   return model if devices is None else sharding.on_mesh(model, devices)
@@ -76,10 +97,21 @@ def blocks_of(model: LanguageModel) -> streaming.Blocks:
   return streaming.of_params(decoder.parts(model.config), model.params)
 
 
+def channel_pairs(
+  model: LanguageModel | Network,
+) -> dict[str, tuple[equalization.ChannelPair, ...]]:
+  """Where a factor may move from one weight to the next, by kind."""
+  if isinstance(model, Network):
+    return networks.channel_pairs(model)
+  return decoder.channel_pairs(model.config)
+
+
 def described(
-  model: huggingface.Checkpoint | LanguageModel,
+  model: huggingface.Checkpoint | LanguageModel | Network,
 ) -> tuple[dict[str, Any], str | None]:
   """What an artifact keeps of a model beside weights: config and tokenizer."""
+  if isinstance(model, Network):
+    return lab_networks.described(model)
   config = {
     **huggingface.write_config(model.config),
     'bos_token_id': model.bos,
@@ -94,7 +126,7 @@ def described(
 
 def save_artifact(
   folder: str | os.PathLike,
-  model: LanguageModel,
+  model: LanguageModel | Network,
   params: dict,
   *,
   overwrite: bool = False,
@@ -110,26 +142,37 @@ def save_artifact(
   )
 
 
-def _from_artifact(folder: pathlib.Path) -> LanguageModel:
+def _from_artifact(folder: pathlib.Path) -> LanguageModel | Network:
   loaded = artifacts.load(folder)
   where = f'{folder / "manifest.json"}: model'
   raw = loaded.model.get('config')
   if not isinstance(raw, dict):
     raise ValueError(f'{where}: has no config')
-  config = huggingface.read_config(raw, where)
   tokenizer = None
   if loaded.tokenizer is not None:
     try:
       tokenizer = tokenizers.Tokenizer.from_str(loaded.tokenizer)
     except Exception as error:  # the library raises no narrower type
       raise ValueError(f'{folder}: not a tokenizer: {error}') from None
+  name = str(loaded.model.get('name') or folder.name)
+  if networks.named(raw) in networks.ARCHITECTURES:
+    architecture, config = networks.read_config(raw, where)
+    return networks.network(
+      architecture,
+      config,
+      loaded.params,
+      name,
+      pixels=networks.read_pixels(loaded.model.get('pixels'), config, where),
+      tokenizer=tokenizer,
+    )
+  config = huggingface.read_config(raw, where)
   return LanguageModel(
     config=config,
     params=loaded.params,
     apply=decoder.functional(config),
     tokenizer=tokenizer,
     bos=_token(raw, 'bos_token_id', config, where),
-    name=str(loaded.model.get('name') or folder.name),
+    name=name,
     eos=_token(raw, 'eos_token_id', config, where),
   )
 

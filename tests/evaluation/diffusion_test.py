@@ -36,16 +36,16 @@ def test_signal_shares():
 
 
 def test_noise_is_standard_and_of_the_image_alone():
+  draw = jax.jit(diffusion.draw, static_argnums=(2, 3))
   index = jnp.arange(40)
-  steps, noise = diffusion.draw(3, index, (8, 8, 1), 1000)
-  some, part = diffusion.draw(3, index[7:9], (8, 8, 1), 1000)
-  np.testing.assert_array_equal(some, steps[7:9])
-  np.testing.assert_array_equal(part, noise[7:9])
-  other, _ = diffusion.draw(4, index, (8, 8, 1), 1000)
+  steps, noise = draw(3, index, (8, 8, 1), 1000)
+  some, part = draw(3, index[::-1], (8, 8, 1), 1000)
+  np.testing.assert_array_equal(some, steps[::-1])
+  np.testing.assert_array_equal(part, noise[::-1])
+  other, _ = draw(4, index, (8, 8, 1), 1000)
   assert (other != steps).mean() > 0.9
-  assert (
-    steps.min() >= 0 and steps.max() < 1000 and len(set(map(int, steps))) > 35
-  )
+  assert steps.min() >= 0 and steps.max() < 1000
+  assert len(set(steps.tolist())) > 35
   # 2560 values: five standard errors.
   assert abs(float(noise.mean())) < 0.1
   assert abs(float(noise.var()) - 1) < 0.14
@@ -60,7 +60,7 @@ def test_against_numpy(batch):
     x,
     y,
     **PIXELS,
-    reference=jnp.float32(1.5),
+    reference=(scaled, jnp.float32(1.5)),
     shares=shares,
     seed=5,
     ranges=4,
@@ -95,7 +95,7 @@ def test_batch_does_not_matter(batch):
   of = lambda **more: diffusion.evaluate(
     scaled, jnp.float32(1.0), x, y, **PIXELS, **more
   )
-  one, two = of(), of(batch=2)
+  one, two = of(), of(batch=4)
   assert one.mse == pytest.approx(two.mse, rel=1e-6)
   assert one.against is None
   assert of() == one and of(seed=1) != one
@@ -172,6 +172,7 @@ def test_published_errors_of_dit(asked, bits, mse):
   assert float(jnp.square(found - noise).mean()) == pytest.approx(mse, abs=6e-5)
 
 
+@pytest.mark.slow
 def test_our_own_draws_say_the_same(asked, data_dir):
   net = asked[0]
   path = data_dir / 'mnist-t10k/t10k-images-idx3-ubyte.gz'

@@ -30,7 +30,7 @@ def oracle(found, wanted):
 def test_against_numpy(nets):
   a, b, batches = nets
   found = sites.find(f, a, batches[0])
-  result = fidelity.compare(f, b, a, batches, sites=found)
+  result = fidelity.compare(f, b, f, a, batches, sites=found)
   assert set(result) == {'output', 'up', 'down'}
   x = np.concatenate(batches).astype(np.float64)
   hidden = [np.tanh(x @ p['up'].astype(np.float64)) for p in (b, a)]
@@ -45,7 +45,7 @@ def test_against_numpy(nets):
 def test_ends():
   out = lambda p, x: p * x
   of = lambda p, q: fidelity.compare(
-    out, jnp.float32(p), jnp.float32(q), [jnp.ones((2, 3))]
+    out, jnp.float32(p), out, jnp.float32(q), [jnp.ones((2, 3))]
   )['output']
   assert of(1, 1) == pytest.approx((1.0, 0.0, np.inf, 2))
   assert of(0, 0) == (1.0, 0.0, np.inf, 2)
@@ -58,17 +58,17 @@ def test_ends():
 def test_batches_of_several_arguments(nets):
   a, b, batches = nets
   two = lambda p, x, y: f(p, x + y)
-  once = fidelity.compare(f, b, a, [2 * x for x in batches])
-  twice = fidelity.compare(two, b, a, [(x, x) for x in batches])
+  once = fidelity.compare(f, b, f, a, [2 * x for x in batches])
+  twice = fidelity.compare(two, b, two, a, [(x, x) for x in batches])
   assert once['output'] == pytest.approx(twice['output'], rel=1e-6)
 
 
 def test_bad_input(nets):
   a, b, batches = nets
   with pytest.raises(ValueError, match='no batches'):
-    fidelity.compare(f, b, a, [])
+    fidelity.compare(f, b, f, a, [])
   double = lambda p, x: jnp.tanh(x @ p['w']) @ p['w']
   square = {'w': jnp.ones((6, 6))}
   found = sites.find(double, square, batches[0])
   with pytest.raises(ValueError, match='w: is called 2 times'):
-    fidelity.compare(double, square, square, batches, sites=found)
+    fidelity.compare(double, square, double, square, batches, sites=found)

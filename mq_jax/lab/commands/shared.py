@@ -52,18 +52,21 @@ def add_mesh(parser: argparse.ArgumentParser) -> None:
 
 
 def add_windows(
-  parser: argparse.ArgumentParser, what: str, default: int | None
+  parser: argparse.ArgumentParser,
+  what: str,
+  default: int | None,
+  unit: str = 'windows',
 ) -> None:
-  """How many windows of a text, and how many at once."""
+  """How many windows of a text, or images, and how many at once."""
   parser.add_argument(
     '--windows',
     type=int,
     default=default,
     metavar='N',
-    help=f'{what} at most N windows (default: {default or "all"})',
+    help=f'{what} at most N {unit} (default: {default or "all"})',
   )
   parser.add_argument(
-    '--batch', type=int, default=8, metavar='N', help='windows at a time'
+    '--batch', type=int, default=8, metavar='N', help=f'{unit} at a time'
   )
 
 

@@ -132,7 +132,7 @@ def is_network(folder: str | os.PathLike) -> bool:
   try:
     if (folder / 'config.json').is_file():
       raw = tensors.read_json_object(folder / 'config.json')
-      return _named(raw) in ARCHITECTURES
+      return named(raw) in ARCHITECTURES
     return folder.is_dir() and inferred(tensors.read_folder(folder)) is not None
   except (ValueError, OSError):
     return False
@@ -149,7 +149,7 @@ def read_config(raw: Mapping[str, Any], where: str) -> tuple[str, Any]:
     ValueError: for another architecture, an option that would change the
       function, or a size that is missing or makes no sense.
   """
-  architecture = _named(raw)
+  architecture = named(raw)
   if architecture not in ARCHITECTURES:
     raise ValueError(
       f'{where}: architectures={str(raw.get("architectures"))[:80]} is not '
@@ -220,7 +220,8 @@ def plant(net: Network, seed: int = 0) -> Network:
   return dataclasses.replace(net, params=params, name=f'{net.name}-planted')
 
 
-def _named(raw: Mapping[str, Any]) -> str | None:
+def named(raw: Mapping[str, Any]) -> str | None:
+  """The one architecture that a config names, supported or not."""
   names = raw.get('architectures')
   one = isinstance(names, list) and len(names) == 1
   return names[0] if one and isinstance(names[0], str) else None
@@ -275,14 +276,29 @@ def _read_pixels(
     raise options.refuse('do_rescale', 'true to be supported', False)
   if not options.flag('do_normalize', True):
     return Pixels((0.0,) * channels, (1.0,) * channels)
+  given = {'mean': raw.get('image_mean'), 'std': raw.get('image_std')}
+  return read_pixels(given, config, str(path))
+
+
+def read_pixels(raw: Any, config: Any, where: str) -> Pixels | None:
+  """Normalization of images from plain data, `mean` and `std`.
+
+  Raises:
+    ValueError: if they are not a number for each channel, deviations
+      positive. Networks without channels have none.
+  """
+  channels = getattr(config, 'num_channels', None)
+  if channels is None:
+    return None
+  options = _checkpoints.Options(raw if isinstance(raw, dict) else {}, where)
   found = []
-  for field, least in (('image_mean', -math.inf), ('image_std', 0.0)):
-    value = raw.get(field)
-    numbers = isinstance(value, list) and all(
+  for field, least in (('mean', -math.inf), ('std', 0.0)):
+    value = options.raw.get(field)
+    numbers = isinstance(value, list | tuple) and all(
       type(x) in (int, float) and least < x < math.inf for x in value
     )
     if not numbers or len(value) != channels:
-      raise options.refuse(field, f'{channels} numbers', value)
+      raise options.refuse(f'{field} of images', f'{channels} numbers', value)
     found.append(tuple(map(float, value)))
   return Pixels(*found)
 
