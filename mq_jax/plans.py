@@ -12,13 +12,15 @@ import numpy as np
 
 from mq_jax import activations, quantize, recipes, sharding
 from mq_jax import sites as sites_lib
-from mq_jax.calibration import Statistics
+from mq_jax.calibration import Statistics, check_coverage
+from mq_jax.compensation import Status
 from mq_jax.quantize import QuantizedMatrix
 from mq_jax.recipes import Recipe
 from mq_jax.sites import Site
 
-# Left as they are by default: embeddings and output heads.
-EXCLUDED = ('*embed*', '*lm_head*')
+# Left as they are by default: embeddings, output heads, and what sends tokens
+# to experts: it is small, and a wrong choice costs more than a wrong weight.
+EXCLUDED = ('*embed*', '*lm_head*', '*router*')
 
 _BATCH_ELEMENTS = 1 << 24  # weights and Hessians quantized at a time
 
@@ -31,6 +33,26 @@ class Plan(NamedTuple):
   def to_json(self) -> dict[str, Any]:
     """Plain data: site name to recipe name and options."""
     return {site.name: recipe.to_json() for site, recipe in self.entries}
+
+
+class Coverage(NamedTuple):
+  """What becomes of matrices that calibration data hardly reached.
+
+  Of the experts of a mixture each sees the tokens sent to it. A Gram matrix of
+  too few of them has directions without any weight, in which compensation is
+  free to do harm.
+
+  Attributes:
+    least: Rows that a matrix must have seen.
+    uncovered: 'error', or 'round': matrices that saw fewer are rounded
+      without compensation, and their status says so.
+  """
+
+  least: int = 1
+  uncovered: str = 'error'
+
+
+COVERED = Coverage()
 
 
 def from_json(data: Mapping[str, Any], sites: Sequence[Site]) -> Plan:
@@ -120,7 +142,13 @@ def _is_matrix(leaf: Any) -> bool:
   return isinstance(leaf, QuantizedMatrix)
 
 
-def _hessian(site: Site, statistics, recipe: Recipe) -> jax.Array | None:
+def _hessian(
+  site: Site, statistics, recipe: Recipe, coverage: Coverage
+) -> tuple[jax.Array | None, np.ndarray | None]:
+  """Of a site the Hessian, and the rows each of its matrices has seen.
+
+  What is not covered gets the Hessian of no preference, the identity.
+  """
   found = None if statistics is None else statistics.get(site.name)
   if found is None:
     if statistics is not None and recipe.calibrated:
@@ -128,8 +156,36 @@ def _hessian(site: Site, statistics, recipe: Recipe) -> jax.Array | None:
         f'{site.name}: {recipe.label} compensates errors, but calibration has '
         'no statistics of this site; calibrate with it'
       )
-    return None
-  return found.gram if isinstance(found, Statistics) else found
+    return None, None
+  if not isinstance(found, Statistics):
+    return found, None
+  if coverage.uncovered == 'error':
+    check_coverage(site.name, found.count, coverage.least)
+    return found.gram, np.asarray(found.count)
+  count = np.asarray(found.count)
+  short = count < coverage.least
+  if not short.any():
+    return found.gram, count
+  eye = jnp.eye(found.gram.shape[-1], dtype=found.gram.dtype)
+  return jnp.where(short[..., None, None], eye, found.gram), count
+
+
+def _covered(
+  matrix: QuantizedMatrix,
+  count: np.ndarray | None,
+  recipe: Recipe,
+  coverage: Coverage,
+) -> QuantizedMatrix:
+  """With the rows that each of several matrices has seen in its record."""
+  if count is None or not count.ndim:
+    return matrix
+  record = matrix.record | {'rows_seen': jnp.asarray(count, jnp.int32)}
+  if recipe.calibrated:
+    floor = np.where(count < coverage.least, int(Status.no_hessian), 0)
+    record['status'] = jnp.maximum(
+      record['status'], jnp.asarray(floor, record['status'].dtype)
+    )
+  return dataclasses.replace(matrix, record=record)
 
 
 def _count(shape: Sequence[int]) -> int:
@@ -207,6 +263,7 @@ def compress(
   *,
   statistics: Mapping[str, Statistics | jax.Array] | None = None,
   inputs: Mapping[str, activations.Inputs] | None = None,
+  coverage: Coverage = COVERED,
   progress: Callable[[int, int], None] | None = None,
 ) -> Any:
   """Quantize the parameters of a plan's sites.
@@ -223,6 +280,7 @@ def compress(
     inputs: What is done to the inputs of sites whose recipes have
       `activations`, from `activations.choose`; None chooses here. Statistics
       are of inputs as they come, or as `calibrate(..., inputs=...)` has them.
+    coverage: What becomes of matrices that calibration hardly reached.
     progress: Called with the matrices done and their number.
 
   Returns:
@@ -240,14 +298,19 @@ def compress(
           'give inputs and statistics of mq_jax.activations.prepare'
         )
     inputs = activations.choose(params, plan.entries, statistics)
+  if coverage.uncovered not in ('error', 'round'):
+    raise ValueError(
+      f"coverage: uncovered={coverage.uncovered!r} must be 'error' or 'round'"
+    )
   jobs: dict[Any, list] = {}
+  counts: dict[Site, np.ndarray | None] = {}
   total = 0
   for site, recipe in plan.entries:
     leaf = sites_lib.get(params, site)
     if _is_matrix(leaf):
       raise ValueError(f'{site.name}: is quantized already')
     leaf = jnp.asarray(leaf)
-    hessian = _hessian(site, statistics, recipe)
+    hessian, counts[site] = _hessian(site, statistics, recipe, coverage)
     matrix = site.matrix(leaf)
     quantize.check_matrix(site.name, matrix, hessian, recipe)
     key = (matrix.shape[-2:], hessian is None, recipe)
@@ -266,7 +329,10 @@ def compress(
   new, done = {}, 0
   for recipe, members in chunks:
     part = _quantize_chunk(recipe, members, inputs)
-    new |= part
+    new |= {
+      site: _covered(matrix, counts[site], recipe, coverage)
+      for site, matrix in part.items()
+    }
     done += sum(_count(matrix.shape[:-2]) for matrix in part.values())
     if progress is not None:
       progress(done, total)
@@ -321,7 +387,11 @@ def matrices(params: Any) -> dict[str, QuantizedMatrix]:
 
 
 def records(params: Any) -> list[dict[str, Any]]:
-  """One record a site: recipe, shape, bits, errors (means), counts (sums)."""
+  """One record a site: recipe, shape, bits, errors (means), counts (sums).
+
+  Of sites with several matrices also the rows that calibration gave them, all
+  together and to the one with the fewest.
+  """
   rows = []
   for name, matrix in matrices(params).items():
     row = {
@@ -340,6 +410,8 @@ def records(params: Any) -> list[dict[str, Any]]:
         value = np.asarray(value)
         whole = np.issubdtype(value.dtype, np.integer)
         row[key] = int(value.sum()) if whole else float(value.mean())
+      if key == 'rows_seen':
+        row['rows_seen_least'] = int(value.min())
     rows.append(row)
   return rows
 

@@ -176,6 +176,7 @@ def quantize(
   *,
   start: int = 0,
   inputs: str = 'quantized',
+  coverage: plans.Coverage = plans.COVERED,
   progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[Step]:
   """Quantize one block after the other.
@@ -191,6 +192,7 @@ def quantize(
     start: Number of the first block to do.
     inputs: Calibrate a block on what comes out of the 'quantized' blocks
       before it, or of the 'original' ones.
+    coverage: What becomes of matrices that calibration hardly reached.
     progress: Called with the batches calibrated or matrices done and their
       number.
 
@@ -218,6 +220,7 @@ def quantize(
         entries,
         statistics=statistics,
         inputs=chosen,
+        coverage=coverage,
         progress=progress,
       )['layers'][i]
     with _timed(seconds, 'carry'):
@@ -236,7 +239,12 @@ def _calibrate(f, params, plan, index, carried, progress):
     return None, None
   mine = [(_inside(site, index), recipe) for site, recipe in plan.entries]
   found = calibration.calibrate(
-    f, params, carried, sites=[site for site, _ in mine], progress=progress
+    f,
+    params,
+    carried,
+    sites=[site for site, _ in mine],
+    least=0,  # `plans.compress` decides
+    progress=progress,
   )
   done = activations.prepare(f, params, mine, carried, found, progress)
   outside = lambda xs: {f'layers/{index}/{n}': x for n, x in xs.items()}

@@ -222,7 +222,13 @@ def prepare(
   seeing = [s for s, r in asked if r.activations.sees == 'quantized']
   if seeing:
     found |= calibrate(
-      f, params, batches, sites=seeing, inputs=inputs, progress=progress
+      f,
+      params,
+      batches,
+      sites=seeing,
+      inputs=inputs,
+      least=0,  # they were given rows already, and refused if too few
+      progress=progress,
     )
   return Prepared(inputs, found)
 

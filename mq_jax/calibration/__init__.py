@@ -3,8 +3,9 @@
 from mq_jax.calibration.statistics import (
   Statistics,
   calibrate,
+  check_coverage,
   merge,
   of_rows,
 )
 
-__all__ = ['Statistics', 'calibrate', 'merge', 'of_rows']
+__all__ = ['Statistics', 'calibrate', 'check_coverage', 'merge', 'of_rows']

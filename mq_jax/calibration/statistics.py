@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mq_jax import sites as sites_lib
 
@@ -17,7 +18,8 @@ class Statistics(NamedTuple):
 
   Attributes:
     gram: X^T X, accumulated in float32. f32[*batch, k, k].
-    count: Rows of X that were seen. f32[*batch].
+    count: Rows of X that were seen, of those that are not all zero: an expert
+      is given rows of zeros for tokens that are not its own. f32[*batch].
     total: Sum of each input. f32[*batch, k].
     largest: Largest magnitude of each input. f32[*batch, k].
   """
@@ -36,7 +38,7 @@ def of_rows(rows: jax.Array) -> Statistics:
   )
   return Statistics(
     gram=gram,
-    count=jnp.full(x.shape[:-2], x.shape[-2], jnp.float32),
+    count=jnp.sum(jnp.any(x != 0, axis=-1), axis=-1, dtype=jnp.float32),
     total=jnp.sum(x, axis=-2),
     largest=jnp.max(jnp.abs(x), axis=-2),
   )
@@ -75,6 +77,7 @@ def calibrate(
   *,
   sites: Sequence[sites_lib.Site] | None = None,
   inputs: Mapping[str, Any] | None = None,
+  least: int = 1,
   progress: Callable[[int, int | None], None] | None = None,
 ) -> dict[str, Statistics]:
   """One pass over data: statistics of the inputs of every site.
@@ -90,6 +93,8 @@ def calibrate(
       then of their quantized inputs (in the model's own basis), on which
       errors of weights are better made up for. Those of other sites, and what
       feeds all of them, are as ever.
+    least: Rows that must have reached every matrix; 0 where `plans.compress`
+      is to decide by its own `coverage`.
     progress: Called with the batches done and, if known, their number.
 
   Returns:
@@ -97,7 +102,8 @@ def calibrate(
     is used more than once.
 
   Raises:
-    ValueError: if there are no batches, or a site's inputs are not finite.
+    ValueError: if there are no batches, or a site's inputs are not finite or
+      too few.
   """
   batches = batches if hasattr(batches, '__len__') else list(batches)
   as_tuple = lambda batch: batch if isinstance(batch, tuple) else (batch,)
@@ -123,9 +129,37 @@ def calibrate(
         f'{name}: calibration data gives inputs that are not finite, or too '
         'large to square in float32'
       )
-    if not bool(jnp.all(statistics.count > 0)):
-      raise ValueError(f'{name}: no row of calibration data reached it')
+    check_coverage(name, statistics.count, least)
   return found
+
+
+def check_coverage(name: str, count: jax.Array, least: int) -> None:
+  """Refuse a site of which a matrix has seen too few rows.
+
+  Args:
+    name: Of the site.
+    count: Rows that each of its matrices has seen. f32[*batch].
+    least: Rows that each must have seen.
+
+  Raises:
+    ValueError: naming the site, and the matrices if it has several.
+  """
+  short = np.argwhere(np.asarray(count) < least)
+  if not len(short):
+    return
+  seen = int(np.min(count))
+  how_many = f'only {seen} rows' if seen else 'no row'
+  which = ''
+  if np.ndim(count):
+    shown = ', '.join('/'.join(map(str, index)) for index in short[:5])
+    which = f' {len(short)} of {np.size(count)} matrices ({shown}'
+    which += ', ...)' if len(short) > 5 else ')'
+  needed = f' where {least} are needed' if least > 1 else ''
+  raise ValueError(
+    f'{name}: {how_many} of calibration data that is not zero reached'
+    f'{which or " it"}{needed}; calibrate on more, or round what is not '
+    'covered (coverage)'
+  )
 
 
 @jax.jit

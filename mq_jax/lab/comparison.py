@@ -281,6 +281,7 @@ def quantize(
   statistics: Any,
   step: Callable[..., None] | None = None,
   batches: Sequence[Any] = (),
+  coverage: plans.Coverage = plans.COVERED,
 ) -> tuple[dict, float]:
   """Every weight of the model by one recipe; and the seconds it took.
 
@@ -294,6 +295,7 @@ def quantize(
     statistics: From `calibrate`.
     step: Called with the matrices done and their number.
     batches: What it was calibrated on, for recipes with activations.
+    coverage: What becomes of matrices that calibration hardly reached.
   """
   start = time.perf_counter()
   params, plan, inputs = model.params, plans.uniform(found, recipe), None
@@ -310,7 +312,12 @@ def quantize(
       model.apply, params, plan.entries, batches, statistics
     )
   packed = plans.compress(
-    params, plan, statistics=statistics, inputs=inputs, progress=step
+    params,
+    plan,
+    statistics=statistics,
+    inputs=inputs,
+    coverage=coverage,
+    progress=step,
   )
   jax.block_until_ready(jax.tree.leaves(packed))
   return packed, time.perf_counter() - start

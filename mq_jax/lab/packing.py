@@ -76,6 +76,7 @@ def pack(
   *,
   setup: Mapping[str, Any],
   inputs: str,
+  coverage: plans.Coverage,
   model: Mapping[str, Any],
   tokenizer: str | None,
   display: progress.Display,
@@ -89,6 +90,7 @@ def pack(
     batches: Tokens to calibrate on. i32[b, t] each.
     setup: Plain data on which the result depends.
     inputs: As for `streaming.quantize`.
+    coverage: As for `streaming.quantize`.
     model: Config for the manifest, as for `artifacts.save`.
     tokenizer: Text of a tokenizer.json.
     display: Where progress is shown.
@@ -112,7 +114,8 @@ def pack(
     with display.rows(before, blocks.count, 'blocks'):
       if before < blocks.count:
         carried = _carried(path, before, blocks, batches, display)
-        _blocks(path, blocks, plan, lines, carried, inputs, display)
+        options = {'inputs': inputs, 'coverage': coverage}
+        _blocks(path, blocks, plan, lines, carried, options, display)
       manifest = _finish(path, blocks, lines, model, tokenizer)
   return Packed(
     manifest,
@@ -149,15 +152,15 @@ def _rest_file(path: pathlib.Path, index: int) -> pathlib.Path:
   return path / f'rest-{index}.safetensors'
 
 
-def _blocks(path, blocks, plan, lines, carried, inputs, display) -> None:
+def _blocks(path, blocks, plan, lines, carried, options, display) -> None:
   """Do the blocks that are missing; adds their lines."""
   steps = streaming.quantize(
     blocks,
     plan,
     carried,
     start=len(lines),
-    inputs=inputs,
     progress=_stages(display),
+    **options,
   )
   for step in steps:
     start = time.perf_counter()

@@ -41,6 +41,20 @@ def add(commands) -> None:
     '(default), or the quantized ones (default with --stream)',
   )
   quantize.add_argument(
+    '--uncovered',
+    choices=('error', 'round'),
+    default='error',
+    help='experts that too few calibration tokens reach: refuse them '
+    '(default), or round them without compensation',
+  )
+  quantize.add_argument(
+    '--least-tokens',
+    type=int,
+    default=1,
+    metavar='N',
+    help='tokens that are enough for an expert (default 1)',
+  )
+  quantize.add_argument(
     '--stream',
     action='store_true',
     help='keep one block of the model in memory, and in DIR what is done, '
@@ -56,7 +70,7 @@ def _quantize(arguments: argparse.Namespace) -> int:
   from mq_jax import recipes
   from mq_jax.lab import config, files
 
-  shared.positive(arguments, 'windows', 'batch')
+  shared.positive(arguments, 'windows', 'batch', 'least_tokens')
   options = {} if arguments.bits is None else {'bits': arguments.bits}
   options |= config.options(arguments.set)
   if arguments.activations is not None:
@@ -97,6 +111,7 @@ def _whole(arguments: argparse.Namespace, recipe) -> int:
         blocks,
         plan,
         streaming.begin(blocks, batches),
+        coverage=_coverage(arguments),
         progress=display.steps(arguments.recipe),
       )
       packed = streaming.assemble(blocks, list(steps))
@@ -108,6 +123,7 @@ def _whole(arguments: argparse.Namespace, recipe) -> int:
         model.params,
         batches,
         sites=found,
+        least=0,  # `plans.compress` decides
         progress=display.steps('calibrating'),
       )
       packed, seconds = comparison.quantize(
@@ -117,11 +133,18 @@ def _whole(arguments: argparse.Namespace, recipe) -> int:
         statistics,
         display.steps(arguments.recipe),
         batches,
+        _coverage(arguments),
       )
     with distributed.folder(arguments.out) as out:
       manifest = opening.save_artifact(out, model, packed)
   print(_said(arguments, model.name, manifest, plans.records(packed), seconds))
   return 0
+
+
+def _coverage(arguments: argparse.Namespace):
+  from mq_jax import plans
+
+  return plans.Coverage(arguments.least_tokens, arguments.uncovered)
 
 
 def _streamed(arguments: argparse.Namespace, recipe) -> int:
@@ -157,6 +180,7 @@ def _streamed(arguments: argparse.Namespace, recipe) -> int:
     'config': described['config'],
     'recipe': recipe.to_json(),
     'inputs': inputs,
+    'coverage': _coverage(arguments)._asdict(),
     'calibration': text.sha256,
     **{n: getattr(arguments, n) for n in ('windows', 'batch', 'seed', 'mesh')},
     'versions': {name: versions[name] for name in runs.LIBRARIES},
@@ -172,6 +196,7 @@ def _streamed(arguments: argparse.Namespace, recipe) -> int:
       batches,
       setup=setup,
       inputs=inputs,
+      coverage=_coverage(arguments),
       model=described,
       tokenizer=tokenizer,
       display=progress.Display(console.Console(stderr=True), log),
