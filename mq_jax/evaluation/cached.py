@@ -87,15 +87,15 @@ def through_cache(
   return lambda params, tokens: read(params, tokens)[0]
 
 
-def cache_bits(
+@functools.cache
+def bits_reader(
   config: decoder.DecoderConfig,
-  params: Any,
-  tokens: jax.Array,
   policy: caches_lib.Policy,
   chunk: int = 1,
   dtype: str = 'float32',
-) -> caches_lib.Bits:
-  """Bits of the caches of all layers at the end of texts i32[b, t]."""
+) -> Callable[[Any, jax.Array], caches_lib.Bits]:
+  """`reader` of the bits that all caches take at the end of the texts."""
   read = reader(config, policy, chunk, dtype)
-  run = jax.jit(lambda p, x: caches_lib.total_bits(policy, read(p, x)[1]))
-  return run(params, tokens)
+  return lambda params, tokens: caches_lib.total_bits(
+    policy, read(params, tokens)[1]
+  )

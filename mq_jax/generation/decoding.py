@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mq_jax import activations
 from mq_jax import caches as caches_lib
 from mq_jax.generation import sampling as sampling_lib
 from mq_jax.models import decoder
@@ -142,13 +143,27 @@ def check_room(
     )
 
 
-def _attend(policy: caches_lib.Policy, fresh: bool) -> Callable[..., Any]:
-  def attend(cache, q, k, v, positions, window, scale):
-    return caches_lib.attend(
-      policy, cache, q, k, v, positions, window, scale, fresh=fresh
-    )
+@functools.cache
+def _network(config: decoder.DecoderConfig, fresh: bool) -> Callable[..., Any]:
+  """The decoder with caches of a policy; one object for equal arguments."""
+  apply = decoder.cached(config)
 
-  return attend
+  def network(params, tokens, positions, caches, policy):
+    def attend(cache, q, k, v, positions, window, scale):
+      return caches_lib.attend(
+        policy, cache, q, k, v, positions, window, scale, fresh=fresh
+      )
+
+    return apply(params, tokens, positions, caches, attend)
+
+  return network
+
+
+def _run(config, fresh, params, *rest) -> tuple[jax.Array, tuple[Any, ...]]:
+  network = _network(config, fresh)
+  if isinstance(params, tuple):
+    network = activations.quantize_inputs(network)
+  return network(params, *rest)
 
 
 def prefill(
@@ -163,7 +178,7 @@ def prefill(
 
   Args:
     config: Of the model.
-    params: Its parameters, plain arrays.
+    params: Its parameters, as of `generate`.
     tokens: Prompts, i32[b, t].
     positions: Of the tokens, from 0 on; -1 for padding, at either end.
     caches: From `new_caches`.
@@ -172,10 +187,7 @@ def prefill(
   Returns:
     Logits [b, v] after the last token of each prompt, and the caches.
   """
-  apply = decoder.cached(config)
-  logits, caches = apply(
-    params, tokens, positions, caches, _attend(policy, True)
-  )
+  logits, caches = _run(config, True, params, tokens, positions, caches, policy)
   last = jnp.argmax(positions, axis=1)[:, None, None]
   return jnp.take_along_axis(logits, last, axis=1)[:, 0], caches
 
@@ -193,7 +205,7 @@ def advance(
 
   Args:
     config: Of the model.
-    params: Its parameters, plain arrays.
+    params: Its parameters, as of `generate`.
     state: Before.
     policy: Kind of cache.
     sampling: How tokens are drawn; None for the most likely one.
@@ -203,11 +215,10 @@ def advance(
   Returns:
     The state after. The token of a row that was done is -1.
   """
-  apply = decoder.cached(config)
   position = jnp.where(state.done, NO_TOKEN, state.position)[:, None]
   token = jnp.where(state.done, 0, state.token)[:, None]
-  logits, caches = apply(
-    params, token, position, state.caches, _attend(policy, False)
+  logits, caches = _run(
+    config, False, params, token, position, state.caches, policy
   )
   return _drawn(
     logits[:, 0], state._replace(caches=caches), sampling, key, stop
@@ -227,6 +238,7 @@ def _drawn(logits, state, sampling, key, stop) -> State:
   )
 
 
+@functools.partial(jax.jit, static_argnames=('config', 'capacity', 'dtype'))
 def begin(
   config: decoder.DecoderConfig,
   params: Any,
@@ -239,7 +251,10 @@ def begin(
   capacity: int,
   dtype: Any,
 ) -> State:
-  """Read prompts and draw the first token of each; see `advance`."""
+  """Read prompts i32[b, t] and draw a token for each; see `advance`.
+
+  Compiled, and so is `finish`: the two programs of `generate`.
+  """
   batch = tokens.shape[0]
   caches = new_caches(config, policy, batch, capacity, dtype)
   logits, caches = prefill(config, params, tokens, positions, caches, policy)
@@ -253,9 +268,6 @@ def begin(
   return _drawn(logits, state, sampling, key, stop)
 
 
-_begin = functools.partial(
-  jax.jit, static_argnames=('config', 'capacity', 'dtype')
-)(begin)
 # The caches of one step are the memory of the next.
 _advance = functools.partial(
   jax.jit, static_argnames='config', donate_argnames='state'
@@ -263,10 +275,17 @@ _advance = functools.partial(
 
 
 @functools.partial(jax.jit, static_argnames=('config', 'count'))
-def _all_steps(
-  config, params, state, policy, sampling, key, stop, count
+def finish(
+  config: decoder.DecoderConfig,
+  params: Any,
+  state: State,
+  policy: caches_lib.Policy,
+  sampling: sampling_lib.Sampling | None,
+  key: jax.Array,
+  stop: jax.Array,
+  count: int,
 ) -> Generated:
-  """The first token is drawn; the others until all rows are done."""
+  """From `begin` on: draw until `count` tokens are there or all rows done."""
   tokens = jnp.full((state.token.shape[0], count), NO_TOKEN, jnp.int32)
 
   def more(carry):
@@ -335,7 +354,8 @@ def generate(
 
   Args:
     config: Of the model.
-    params: Its parameters, plain arrays.
+    params: Its parameters, plain arrays; or these and what is done to inputs
+      of sites, as `plans.runnable` gives them of a compressed model.
     prompts: Tokens of each; of different lengths if need be.
     count: New tokens at most.
     policy: Kind of cache; full precision by default.
@@ -356,7 +376,7 @@ def generate(
   ready = _ready(
     config, prompts, count, policy, sampling, key, stop, capacity, 1
   )
-  state = _begin(
+  state = begin(
     config,
     params,
     ready.tokens,
@@ -368,7 +388,7 @@ def generate(
     ready.capacity,
     jnp.dtype(dtype),
   )
-  return _all_steps(
+  return finish(
     config, params, state, policy, sampling, ready.key, ready.stop, count
   )
 
@@ -393,7 +413,7 @@ def stream(
 
   Args:
     config: Of the model.
-    params: Its parameters, plain arrays.
+    params: Its parameters, as of `generate`.
     prompt: Tokens.
     count: New tokens at most.
     policy: As of `generate`, and so are the others.
@@ -418,7 +438,7 @@ def stream(
   dtype = jnp.dtype(dtype)
 
   def steps():
-    state = _begin(
+    state = begin(
       config,
       params,
       ready.tokens,

@@ -6,7 +6,6 @@ import pytest
 from mq_jax.caches import quantizers
 from mq_jax.layouts import _bits
 
-
 _quick = lambda f, *static: cache_oracles.jit(f, static_argnums=static)
 fake_quantize = _quick(quantizers.fake_quantize, 2, 3)
 encode = _quick(quantizers.encode, 2, 3)

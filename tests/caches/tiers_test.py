@@ -13,7 +13,7 @@ from mq_jax.caches.kvcrush import codes, distances
 T, FIRST = 24, 12
 
 compress = jit(tiers.compress)
-bits_of = jit(lambda policy, cache: bits_of(policy, cache))
+bits_of = jit(lambda policy, cache: policy.bits(cache))
 
 
 @pytest.fixture(scope='module')

@@ -1,3 +1,4 @@
+import cache_oracles
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,6 +6,9 @@ import pytest
 from scipy import stats
 
 from mq_jax import generation
+
+draw = cache_oracles.jit(generation.draw)
+filtered = cache_oracles.jit(generation.filtered)
 
 LOGITS = np.array([0.3, 2.0, -1.0, 1.2, 2.0, 0.0, -3.0, 1.0], np.float32)
 
@@ -37,7 +41,7 @@ CASES = [
 
 @pytest.mark.parametrize('options', CASES)
 def test_filtered_against_numpy(options):
-  logits = generation.filtered(LOGITS, generation.sampling(**options))
+  logits = filtered(LOGITS, generation.sampling(**options))
   found = jax.nn.softmax(logits)
   np.testing.assert_allclose(found, probabilities(**options), atol=1e-6)
 
@@ -46,9 +50,7 @@ def test_filtered_against_numpy(options):
 def test_drawn_tokens_follow_the_softmax(options):
   n = 4000
   sampling = generation.sampling(**options)
-  tokens = jax.jit(generation.draw)(
-    jnp.broadcast_to(LOGITS, (n, 8)), sampling, jax.random.key(0)
-  )
+  tokens = draw(jnp.broadcast_to(LOGITS, (n, 8)), sampling, jax.random.key(0))
   counts = np.bincount(tokens, minlength=8)
   expected = n * probabilities(**options)
   assert (counts[expected == 0] == 0).all()
@@ -61,16 +63,14 @@ def test_rows_draw_alone():
   logits = jnp.broadcast_to(LOGITS, (64, 8))
   key = jax.random.key(1)
   options = generation.sampling(1.0)
-  many = generation.draw(logits, options, key)
-  np.testing.assert_array_equal(
-    generation.draw(logits[:5], options, key), many[:5]
-  )
+  many = draw(logits, options, key)
+  np.testing.assert_array_equal(draw(logits[:5], options, key), many[:5])
   assert len(set(many.tolist())) > 3
-  assert (generation.draw(logits, options, jax.random.key(2)) != many).any()
+  assert (draw(logits, options, jax.random.key(2)) != many).any()
 
 
 def test_greedy_takes_the_first_of_the_highest():
-  found = generation.draw(jnp.asarray(LOGITS)[None], None, jax.random.key(0))
+  found = draw(jnp.asarray(LOGITS)[None], None, jax.random.key(0))
   assert found.tolist() == [1]
   assert generation.sampling(0.0) is None
 

@@ -62,3 +62,51 @@ def policy(arguments: argparse.Namespace) -> Any | None:
   from mq_jax import caches  # late: `mq --help` does not wait for jax
 
   return caches.make(arguments.cache, **options)
+
+
+def add_chunk(parser: argparse.ArgumentParser) -> None:
+  """The option --cache-chunk of commands that read a text."""
+  parser.add_argument(
+    '--cache-chunk',
+    type=int,
+    default=1,
+    metavar='N',
+    help='tokens that are read together, each other exactly and all before '
+    'from the cache (default: 1, as in generation)',
+  )
+
+
+def read_through(model: Any, policy: Any, arguments: argparse.Namespace) -> Any:
+  """The language model, reading texts through a cache.
+
+  Raises:
+    ValueError: if it is no language model.
+  """
+  import dataclasses
+
+  from mq_jax.evaluation import cached
+  from mq_jax.models import decoder
+
+  if not isinstance(model.config, decoder.DecoderConfig):
+    raise ValueError(f'{arguments.model}: no language model, has no cache')
+  apply = cached.through_cache(
+    model.config, policy, arguments.cache_chunk, arguments.cache_dtype
+  )
+  return dataclasses.replace(model, apply=apply)
+
+
+def bits(
+  model: Any, policy: Any, tokens: Any, arguments: argparse.Namespace
+) -> dict[str, Any]:
+  """What the cache takes after the first of windows i32[w, t + 1]."""
+  import jax
+
+  from mq_jax import plans
+  from mq_jax.evaluation import cached
+
+  read = cached.bits_reader(
+    model.config, policy, arguments.cache_chunk, arguments.cache_dtype
+  )
+  run, params = plans.runnable(read, model.params)
+  found = jax.jit(run)(params, tokens[:1, :-1])
+  return {'cache': arguments.cache, 'cache_ebw': float(found.ebw)}

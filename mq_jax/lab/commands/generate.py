@@ -88,9 +88,10 @@ def _generate(arguments: argparse.Namespace) -> int:
   if not prompt:
     raise ValueError('the prompt is empty, and the model has no bos to begin')
   stop = () if arguments.no_stop or model.eos is None else (model.eos,)
+  _, params = plans.runnable(model.apply, model.params)
   states = generation.stream(
     model.config,
-    plans.decode(model.params),
+    params,
     prompt,
     arguments.tokens,
     policy=policy,
