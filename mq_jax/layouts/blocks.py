@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 
 AXES = ('rows', 'columns')
 
@@ -131,6 +132,46 @@ class Blocks:
 
   def paper_bits(self, codes, k, n):
     return sum(p.paper_bits(*rest) for p, *rest in self.split(codes, k, n))
+
+  def _each(self, name, codes, k, n, matrix=None):
+    """A method of every block, with its part of a matrix [k, n]."""
+    axis = AXES.index(self.axis)
+    pieces = [()] * len(self.parts)
+    if matrix is not None:
+      sizes = [shape[axis] for shape in self.shapes(k, n)]
+      ends = np.cumsum(sizes)[:-1]
+      pieces = [(x,) for x in jnp.split(matrix, ends, axis=axis)]
+    blocks = self.split(codes, k, n)
+    return [
+      getattr(part, name)(mine, *piece, *shape)
+      for (part, mine, *shape), piece in zip(blocks, pieces, strict=True)
+    ]
+
+  def _whole(self, *arguments):
+    return jnp.concatenate(self._each(*arguments), AXES.index(self.axis))
+
+  def place(self, codes, values, k, n):
+    return self._whole('place', codes, k, n, values)
+
+  def relax(self, codes, target, k, n):
+    return self._whole('relax', codes, k, n, target)
+
+  def recode(self, codes, target, k, n):
+    return join(self._each('recode', codes, k, n, target))
+
+  def spacing(self, codes, k, n):
+    return self._whole('spacing', codes, k, n)
+
+  def learned(self, codes):
+    each = [{} for _ in self.parts]
+    for name, array in codes.items():
+      block, _, inner = name.partition('/')
+      each[int(block)][inner] = array
+    return tuple(
+      f'{i}/{name}'
+      for i, (part, mine) in enumerate(zip(self.parts, each, strict=True))
+      for name in part.learned(mine)
+    )
 
 
 def join(blocks: Sequence[dict]) -> dict:

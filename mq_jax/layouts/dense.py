@@ -29,3 +29,23 @@ class Dense:
 
   def paper_bits(self, codes, k, n):
     return 16.0 * k * n
+
+  def place(self, codes, values, k, n):
+    return values
+
+  def relax(self, codes, target, k, n):
+    return _base.through(_rounded(target), target)
+
+  def recode(self, codes, target, k, n):
+    return {'value': target.astype(jnp.bfloat16)}
+
+  def spacing(self, codes, k, n):
+    # 8 significant bits.
+    return jnp.abs(codes['value'].astype(jnp.float32)) / 128
+
+  def learned(self, codes):
+    return ()
+
+
+def _rounded(x):
+  return x.astype(jnp.bfloat16).astype(jnp.float32)

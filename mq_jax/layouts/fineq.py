@@ -61,12 +61,19 @@ class FineQ:
     return blocks, blocks * rows
 
   def decode(self, codes, k, n):
-    scale = codes['scale'].astype(jnp.float32)
     level = codes['level'][:k].astype(jnp.float32)
+    return level * self._step(codes, k)
+
+  def _pattern(self, codes, k):
+    """The pattern that each weight is under. u8[k, n]."""
+    return jnp.repeat(codes['pattern'], self.size * self.share, axis=0)[:k]
+
+  def _step(self, codes, k):
+    scale = codes['scale'].astype(jnp.float32)
     if self.scales == 1:
-      return level * scale
-    pattern = jnp.repeat(codes['pattern'], self.size * self.share, axis=0)[:k]
-    return level * jnp.where(pattern == 0, scale[0][None], scale[1][None])
+      return scale
+    pattern = self._pattern(codes, k)
+    return jnp.where(pattern == 0, scale[0][None], scale[1][None])
 
   def _fields(self):
     """Width and offset of every member by pattern. int[p, size] each."""
@@ -129,3 +136,28 @@ class FineQ:
     """Codes and data without padding and scales, e.g. 14/6 a weight."""
     bits = self.code_bits + self.share * self.data_bits
     return bits / (self.share * self.size) * k * n
+
+  def _grid(self, codes, k):
+    member = jnp.arange(k) % self.size
+    pattern = self._pattern(codes, k).astype(jnp.int32)
+    most = jnp.array(self.patterns, jnp.float32)[pattern, member[:, None]]
+    step = jnp.broadcast_to(self._step(codes, k), most.shape)
+    return _base.Grid(step, -most, most)
+
+  def place(self, codes, values, k, n):
+    return values
+
+  def relax(self, codes, target, k, n):
+    return self._grid(codes, k).relax(target)
+
+  def recode(self, codes, target, k, n):
+    level = self._grid(codes, k).level(target)
+    return codes | {
+      'level': codes['level'].at[:k].set(level.astype(codes['level'].dtype))
+    }
+
+  def spacing(self, codes, k, n):
+    return self._grid(codes, k).step
+
+  def learned(self, codes):
+    return ('scale',)

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -66,3 +67,37 @@ class Gobo:
 
   def paper_bits(self, codes, k, n):
     return self.bits * k * n + 32.0 * np.asarray(codes['outlier']).sum()
+
+  def place(self, codes, values, k, n):
+    return values
+
+  def _index(self, codes, target):
+    """The nearest entry of the table; outliers keep theirs."""
+    order = jnp.argsort(codes['centroids'])
+    ascending = codes['centroids'][order]
+    middles = (ascending[1:] + ascending[:-1]) / 2
+    nearest = order[jnp.searchsorted(middles, target)]
+    return jnp.where(
+      codes['outlier'], codes['index'].astype(nearest.dtype), nearest
+    )
+
+  def relax(self, codes, target, k, n):
+    # The entry follows its weights, and the weight passes as if unrounded.
+    entry = codes['centroids'][self._index(codes, target)]
+    through = entry + (target - jax.lax.stop_gradient(target))
+    return jnp.where(codes['outlier'], target, through)
+
+  def recode(self, codes, target, k, n):
+    index = self._index(codes, target)
+    return codes | {
+      'index': index.astype(codes['index'].dtype),
+      'value': jnp.where(codes['outlier'], target, codes['value']),
+    }
+
+  def spacing(self, codes, k, n):
+    ascending = jnp.sort(codes['centroids'])
+    gap = (ascending[-1] - ascending[0]) / (2**self.bits - 1)
+    return jnp.broadcast_to(gap, (k, n))
+
+  def learned(self, codes):
+    return ('centroids',)

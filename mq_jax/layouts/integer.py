@@ -26,12 +26,14 @@ class Integer:
   def _groups(self, k):
     return -(-k // self.group)
 
+  def _spread(self, x, k):
+    """One a group as one a row."""
+    return jnp.repeat(x.astype(jnp.float32), self.group, axis=0)[:k]
+
   def decode(self, codes, k, n):
-    spread = lambda x: jnp.repeat(
-      x.astype(jnp.float32), self.group, axis=0, total_repeat_length=None
-    )[:k]
     level = codes['level'][:k].astype(jnp.float32)
-    return (level - spread(codes['zero'])) * spread(codes['scale'])
+    zero, scale = (self._spread(codes[x], k) for x in ('zero', 'scale'))
+    return (level - zero) * scale
 
   def pack(self, codes, k, n):
     level = np.asarray(codes['level'])[:k].astype(np.int32)
@@ -64,3 +66,28 @@ class Integer:
 
   def paper_bits(self, codes, k, n):
     return float(self.bits * k * n)
+
+  def _grid(self, codes, k):
+    zero = self._spread(codes['zero'], k)
+    low = -(1 << (self.bits - 1)) if self.symmetric else 0
+    span = (1 << self.bits) - 1
+    step = self._spread(codes['scale'], k)
+    return _base.Grid(step, low - zero, low + span - zero)
+
+  def place(self, codes, values, k, n):
+    return values
+
+  def relax(self, codes, target, k, n):
+    return self._grid(codes, k).relax(target)
+
+  def recode(self, codes, target, k, n):
+    level = self._grid(codes, k).level(target) + self._spread(codes['zero'], k)
+    return codes | {
+      'level': codes['level'].at[:k].set(level.astype(codes['level'].dtype))
+    }
+
+  def spacing(self, codes, k, n):
+    return self._grid(codes, k).step
+
+  def learned(self, codes):
+    return ('scale',)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mq_jax import clusters, steps
+from mq_jax import clusters, formats, steps
 from mq_jax.layouts import _base, _bits
 
 
@@ -201,3 +201,82 @@ class MicroScopiQ:
     else:
       extra = flagged * 8 + self._outliers(codes) * self.bits
     return float(self.bits * k * n + extra)
+
+  def _roles(self, codes):
+    """By element: whether an outlier, whether the slot of a lower half; and
+    of upper halves the slot of the lower one. [r, c block] each."""
+    element = codes['element']
+    rows = element.shape[0]
+    if not self.pruned:
+      outlier = codes['outlier']
+      return outlier, jnp.zeros_like(outlier), None
+    index = jnp.arange(self.micro_block, dtype=jnp.uint8)[None, None, None]
+    used = (codes['upper'] != codes['lower'])[..., None]
+    is_upper = used & (codes['upper'][..., None] == index)
+    is_lower = used & (codes['lower'][..., None] == index)
+    flat = lambda mask: jnp.any(mask, axis=2).reshape(rows, -1)
+    return flat(is_upper), flat(is_lower), (is_upper, is_lower)
+
+  def _grid(self, codes):
+    """The grid of [r, c block], outliers with the signs they have."""
+    outlier, lower, _ = self._roles(codes)
+    repeat = lambda x, n: jnp.repeat(x.astype(jnp.int32), n, axis=1)
+    isf = repeat(codes['isf'], self.block)
+    osf = repeat(codes['osf'], self.micro_block) - self.bits
+    one = jnp.float32(1.0)
+    step = formats.ldexp(one, jnp.where(outlier, osf, isf))
+    negative = codes['element'].astype(jnp.int32) >> (self.bits - 1) > 0
+    most = jnp.where(lower, 0.0, float((1 << (self.bits - 1)) - 1))
+    near, far = float(1 << self.bits), float((2 << self.bits) - 1)
+    low = jnp.where(outlier, jnp.where(negative, -far, near), -most)
+    high = jnp.where(outlier, jnp.where(negative, -near, far), most)
+    return _base.Grid(step, low, high)
+
+  def _rowwise(self, values, k, n):
+    """A matrix as rows of whole blocks, padded with zeros."""
+    rows = values if self.axis == 'out' else values.T
+    extra = self._sizes(k, n)[1] * self.block - rows.shape[1]
+    return jnp.pad(rows, ((0, 0), (0, extra)))
+
+  def _matrix(self, rows, k, n):
+    return rows[:, :n] if self.axis == 'out' else rows[:, :k].T
+
+  def place(self, codes, values, k, n):
+    return values
+
+  def relax(self, codes, target, k, n):
+    rows = self._rowwise(target, k, n)
+    return self._matrix(self._grid(codes).relax(rows), k, n)
+
+  def recode(self, codes, target, k, n):
+    outlier, _, pairs = self._roles(codes)
+    level = self._grid(codes).level(self._rowwise(target, k, n))
+    level = level.astype(jnp.int32)
+    negative, magnitude = level < 0, jnp.abs(level)
+    mantissa = magnitude - (1 << self.bits)
+    magnitude = jnp.where(outlier, mantissa, magnitude)
+    if not self.pruned:
+      element, low = steps.split_unpruned(
+        negative, magnitude, outlier, self.bits
+      )
+      return codes | {'element': element, 'low': low}
+    half = self.bits // 2
+    split = lambda x: x.reshape(*codes['upper'].shape[:2], 1, self.micro_block)
+    is_upper, is_lower = pairs
+    take = lambda x: jnp.sum(jnp.where(is_upper, split(x), 0), -1)[..., None]
+    give = lambda x: jnp.sum(jnp.where(is_lower, x, 0), axis=2)
+    lower = is_lower.any(axis=2)
+    flat = lambda x: x.reshape(level.shape)
+    low_bits = flat(give(take(magnitude & ((1 << half) - 1))))
+    low_sign = flat(give(take(negative.astype(jnp.int32)))) > 0
+    magnitude = jnp.where(outlier, magnitude >> half, magnitude)
+    magnitude = jnp.where(flat(lower), low_bits, magnitude)
+    negative = jnp.where(flat(lower), low_sign, negative)
+    element = steps.sign_magnitude(negative, magnitude, self.bits)
+    return codes | {'element': element}
+
+  def spacing(self, codes, k, n):
+    return self._matrix(self._grid(codes).step, k, n)
+
+  def learned(self, codes):
+    return ()

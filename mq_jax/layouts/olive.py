@@ -29,12 +29,15 @@ class Olive:
 
   bits: int
 
+  def _pairs(self, codes, n):
+    """Codes in pairs; which are victims, and which outliers. [k/2, 2, n]."""
+    code = codes['code'].astype(jnp.int32).reshape(-1, 2, n)
+    victim = code == 1 << (self.bits - 1)
+    return code, victim, victim[:, ::-1]
+
   def decode(self, codes, k, n):
-    code = codes['code'].astype(jnp.int32)
-    code = code.reshape(-1, 2, n)
+    code, victim, outlier = self._pairs(codes, n)
     victim_code = 1 << (self.bits - 1)
-    victim = code == victim_code
-    outlier = victim[:, ::-1]
     normal = jnp.where(code > victim_code, code - (1 << self.bits), code)
     table = jnp.array(OUTLIER_LEVELS[self.bits], jnp.float32)
     magnitude = table[code & (victim_code - 1)]
@@ -63,3 +66,49 @@ class Olive:
 
   def paper_bits(self, codes, k, n):
     return float(self.bits * k * n)
+
+  def place(self, codes, values, k, n):
+    return values
+
+  def _level(self, codes, target, n):
+    """Levels of all rows and the codes of outliers; straight-through."""
+    _, victim, outlier = self._pairs(codes, n)
+    extra = codes['code'].shape[0] - target.shape[0]
+    target = jnp.pad(target, ((0, extra), (0, 0))).reshape(victim.shape)
+    step = jnp.broadcast_to(codes['scale'].astype(jnp.float32), victim.shape)
+    most = (1 << (self.bits - 1)) - 1
+    normal = _base.Grid(step, -most, most).level(target)
+    table = jnp.array(OUTLIER_LEVELS[self.bits], jnp.float32)
+    safe = jnp.where(step > 0, step, 1.0)
+    # Code 0 of a negative one would read as a victim's, and of a positive one
+    # it may stand for no number.
+    first = jnp.where(target < 0, 1, int(OUTLIER_LEVELS[self.bits][0] == 0))
+    wide = jnp.clip(jnp.abs(target) / safe, table[first], table[-1])
+    index = jnp.searchsorted((table[1:] + table[:-1]) / 2, wide)
+    index = jnp.maximum(index, first)
+    magnitude = _base.through(table[index], wide)
+    level = jnp.where(
+      outlier, jnp.where(target < 0, -magnitude, magnitude), normal
+    )
+    return jnp.where(victim, 0.0, level), index, target < 0
+
+  def relax(self, codes, target, k, n):
+    level, _, _ = self._level(codes, target, n)
+    scale = codes['scale'].astype(jnp.float32)[None]
+    return level.reshape(-1, n)[:k] * scale
+
+  def recode(self, codes, target, k, n):
+    _, victim, outlier = self._pairs(codes, n)
+    level, index, negative = self._level(codes, target, n)
+    victim_code = 1 << (self.bits - 1)
+    normal = level.astype(jnp.int32) & ((1 << self.bits) - 1)
+    wide = index | jnp.where(negative, victim_code, 0)
+    code = jnp.where(victim, victim_code, jnp.where(outlier, wide, normal))
+    dtype = codes['code'].dtype
+    return codes | {'code': code.astype(dtype).reshape(-1, n)}
+
+  def spacing(self, codes, k, n):
+    return jnp.broadcast_to(codes['scale'].astype(jnp.float32), (k, n))
+
+  def learned(self, codes):
+    return ('scale',)

@@ -43,3 +43,28 @@ class Rotated:
 
   def paper_bits(self, codes, k, n):
     return self.inner.paper_bits(codes, k, n)
+
+  def _split(self, codes):
+    """The other codes, and the signs."""
+    codes = dict(codes)
+    return codes, codes.pop('input_sign')
+
+  def place(self, codes, values, k, n):
+    inner, signs = self._split(codes)
+    return self.inner.place(
+      inner, rotations.rotate(values, signs, axis=0), k, n
+    )
+
+  def relax(self, codes, target, k, n):
+    inner, signs = self._split(codes)
+    values = self.inner.relax(inner, target, k, n)
+    return rotations.unrotate(values, signs, axis=0)
+
+  def recode(self, codes, target, k, n):
+    return codes | self.inner.recode(self._split(codes)[0], target, k, n)
+
+  def spacing(self, codes, k, n):
+    return self.inner.spacing(self._split(codes)[0], k, n)
+
+  def learned(self, codes):
+    return self.inner.learned(self._split(codes)[0])

@@ -40,3 +40,26 @@ class InputScaled:
 
   def paper_bits(self, codes, k, n):
     return self.inner.paper_bits(codes, k, n)
+
+  def _split(self, codes):
+    """The other codes, and the scales."""
+    codes = dict(codes)
+    return codes, codes.pop('input_scale').astype(jnp.float32)[:, None]
+
+  def place(self, codes, values, k, n):
+    inner, scale = self._split(codes)
+    return self.inner.place(inner, values * scale, k, n)
+
+  def relax(self, codes, target, k, n):
+    inner, scale = self._split(codes)
+    return self.inner.relax(inner, target, k, n) / scale
+
+  def recode(self, codes, target, k, n):
+    inner, _ = self._split(codes)
+    return codes | self.inner.recode(inner, target, k, n)
+
+  def spacing(self, codes, k, n):
+    return self.inner.spacing(self._split(codes)[0], k, n)
+
+  def learned(self, codes):
+    return (*self.inner.learned(self._split(codes)[0]), 'input_scale')

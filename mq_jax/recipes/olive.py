@@ -64,11 +64,14 @@ class OliveRows:
     unit = jnp.where(scale > 0, row / safe, 0.0)
     normal = jnp.clip(jnp.round(unit), -self._largest, self._largest)
     table = jnp.array(OUTLIER_LEVELS[self.bits], jnp.float32)
-    # Code 0 of the 4-bit table is unused.
-    usable = jnp.where(table == 0, jnp.inf, table)
     magnitude = jnp.abs(unit)[..., None]
-    distance = jnp.abs(magnitude - _leading(usable, magnitude))
-    index = jnp.argmin(distance, axis=-1)
+    distance = jnp.abs(magnitude - _leading(table, magnitude))
+    # Code 0 of a negative one would read as a victim's, and of the 4-bit table
+    # it stands for no number.
+    first = jnp.where(unit < 0, 1, int(OUTLIER_LEVELS[self.bits][0] == 0))
+    entry = jnp.arange(table.size)
+    usable = _leading(entry, magnitude) >= first[..., None]
+    index = jnp.argmin(jnp.where(usable, distance, jnp.inf), axis=-1)
     wide = jnp.where(unit < 0, -table[index], table[index])
     sign = 1 << (self.bits - 1)
     code = jnp.where(

@@ -27,6 +27,7 @@ from mq_jax.steps.splitting import (
   SplitOutliers,
   merge_outliers,
   merge_unpruned,
+  sign_magnitude,
   split_unpruned,
 )
 
@@ -50,6 +51,7 @@ __all__ = [
   'round_outlier',
   'round_to_levels',
   'slots_to_prune',
+  'sign_magnitude',
   'split_unpruned',
   'static',
   'step',
