@@ -56,6 +56,12 @@ def cell(value: Any) -> str:
   return f'{value:.4g}' if abs(value) < 1e4 else f'{value:.3g}'
 
 
+def meaning_of(page: pathlib.Path) -> str:
+  """What an earlier page says under "What it means", to be kept."""
+  before = page.read_text(encoding='utf-8') if page.exists() else ''
+  return before.split(MEANING, 1)[1] if MEANING in before else '\n'
+
+
 def write(
   folder: str | os.PathLike,
   *,
@@ -87,8 +93,7 @@ def write(
   folder = pathlib.Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
   page = folder / 'README.md'
-  before = page.read_text(encoding='utf-8') if page.exists() else ''
-  meaning = before.split(MEANING, 1)[1] if MEANING in before else '\n'
+  meaning = meaning_of(page)
   versions = runs.versions()
   libraries = ', '.join(
     f'{n} {versions[n]}' for n in ('python', 'jax', 'numpy')

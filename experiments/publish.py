@@ -17,11 +17,12 @@ import json
 import math
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from matplotlib import figure as mpl
 
+from experiments import _pages
 from mq_jax.lab import config
 from mq_jax.report import figures, style, tables
 
@@ -182,8 +183,20 @@ def publish(
   over: str | None = None,
   below: float | None = None,
   results: pathlib.Path = RESULTS,
+  draw: Callable[..., mpl.Figure] | None = None,
+  summary: Callable[..., str] | None = None,
 ) -> pathlib.Path:
   """Write the folder of one study; returns it.
+
+  Args:
+    path: Of the config.
+    run: Folder of the run.
+    bindings: That it was run with.
+    over: Draws quality and bits over an option.
+    below: Leaves wider rows out of the figure.
+    results: Where the study's folder is made.
+    draw: Another figure, `draw(records, footnote=...)`.
+    summary: Text of the records that stands above their table.
 
   Raises:
     ValueError: if the run is not of this config, or not finished.
@@ -209,7 +222,9 @@ def publish(
   records = [latest[key] for key in order]
   records = [{**r, 'model': pathlib.Path(r['model']).name} for r in records]
   footnote = f'{path.name} ({study.digest}), seed {study.seed}'
-  if over is not None:
+  if draw is not None:
+    figure = draw(records, footnote=footnote)
+  elif over is not None:
     figure = over_option(records, over, footnote=footnote)
   else:
     kept = [
@@ -222,7 +237,11 @@ def publish(
   folder.mkdir(parents=True, exist_ok=True)
   figure.savefig(folder / 'figure.png')
   (folder / 'results.csv').write_text(tables.csv_text(records))
-  (folder / 'README.md').write_text(_page(path, begun, bindings, records))
+  page = _page(path, begun, bindings, records)
+  if summary is not None:
+    page = page.replace('\n| model |', f'\n{summary(records)}\n| model |', 1)
+    page += f'\n{_pages.MEANING}{_pages.meaning_of(folder / "README.md")}'
+  (folder / 'README.md').write_text(page)
   return folder
 
 
