@@ -11,7 +11,6 @@ import jax
 
 from mq_jax import activations, calibration, plans, recipes, sites
 from mq_jax.lab import config, measure, opening, progress, runs
-from mq_jax.models import decoder
 from mq_jax.report import figures, style, tables
 
 ARTIFACT = 'artifact'
@@ -301,7 +300,7 @@ def quantize(
   params, plan, inputs = model.params, plans.uniform(found, recipe), None
   if recipe.activations is not None:
     if recipe.activations.fold:
-      kinds = decoder.channel_pairs(model.config)
+      kinds = opening.channel_pairs(model)
       # Of keys both sides are outputs: no input is smoothed by them.
       pairs = [p for kind, ps in kinds.items() if kind != 'key' for p in ps]
       params, entries, statistics = activations.fold(

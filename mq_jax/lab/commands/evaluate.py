@@ -5,7 +5,7 @@ import json
 import time
 from typing import Any
 
-from mq_jax.lab.commands import shared
+from mq_jax.lab.commands import cache_options, shared
 
 _CUTS = """\
 How a text is cut decides the figure; compare within one cut only.
@@ -28,6 +28,10 @@ where a folder with wiki.test.raw (or test.raw.txt and test.txt) does, too.
 gold (or answer; a number from 0, or the choice). acc takes the likeliest
 choice, acc_norm the likeliest by character, acc_bytes by byte; with --cut bos
 each begins with the model's first token, with --cut field none does.
+
+Networks that are no language models are evaluated on --data: classifiers of
+images and predictors of noise on .npz (x, y) or MNIST files, masked language
+models on a text; other encoders are compared with --against.
 """
 
 
@@ -44,7 +48,13 @@ def add(commands) -> None:
   evaluate.add_argument(
     '--text', metavar='FILE', help='a text file, or a folder of WikiText-2'
   )
-  shared.add_windows(evaluate, 'evaluate', None)
+  evaluate.add_argument(
+    '--data',
+    metavar='FILE',
+    help='images, or a text for an encoder, to evaluate a network on that is '
+    'no language model',
+  )
+  shared.add_windows(evaluate, 'evaluate', None, 'windows or images')
   evaluate.add_argument(
     '--cut',
     choices=('bos', 'field'),
@@ -71,6 +81,8 @@ def add(commands) -> None:
     help='keep the weights of one block in memory',
   )
   shared.add_mesh(evaluate)
+  cache_options.add(evaluate, None)
+  cache_options.add_chunk(evaluate)
   evaluate.add_argument(
     '--json', action='store_true', help='print one JSON object and nothing else'
   )
@@ -78,12 +90,14 @@ def add(commands) -> None:
 
 
 def _eval(arguments: argparse.Namespace) -> int:
-  from mq_jax import plans
   from mq_jax.evaluation import choices
-  from mq_jax.lab import comparison, measure, opening
+  from mq_jax.lab import measure, opening
 
   shared.positive(arguments, 'windows', 'batch', 'stride', 'context')
   _check(arguments)
+  policy = cache_options.policy(arguments)
+  if arguments.data is not None:
+    return _network(arguments)
   questions = text = None
   if arguments.choices is not None:
     questions = choices.read_questions(arguments.choices)
@@ -94,6 +108,8 @@ def _eval(arguments: argparse.Namespace) -> int:
     model, blocks = opening.open_blocks(arguments.model, arguments.mesh)
   else:
     model = opening.open_any(arguments.model, arguments.mesh)
+  if policy is not None:
+    model = cache_options.read_through(model, policy, arguments)
   cut = measure.Cut(
     arguments.cut == 'field', arguments.stride, arguments.context
   )
@@ -111,11 +127,57 @@ def _eval(arguments: argparse.Namespace) -> int:
   elif windows is not None:
     found = measure.compared(model, other, windows, arguments.batch)
     found['against'] = arguments.against
+  if policy is not None and windows is not None:
+    found |= cache_options.bits(model, policy, windows.tokens, arguments)
   if questions is not None:
     found['choices'] = measure.answered(
       model, questions, cut, arguments.batch
     )._asdict()
-  seconds = time.perf_counter() - start
+  return _show(arguments, model, found, time.perf_counter() - start)
+
+
+def _network(arguments: argparse.Namespace) -> int:
+  """A network that is no language model, on its data."""
+  from mq_jax.lab import networks, opening
+
+  data = networks.read_data(arguments.data)
+  model = opening.open_model(arguments.model, arguments.mesh)
+  if not isinstance(model, opening.Network):
+    raise ValueError(
+      f'{arguments.model}: is a language model; give --text instead of --data'
+    )
+  reference = None
+  if arguments.against is not None:
+    other = opening.open_model(arguments.against, arguments.mesh)
+    same = getattr(other, 'config', None) == model.config
+    if not isinstance(other, opening.Network) or not same:
+      raise ValueError(
+        f'{arguments.against}: is no network of the architecture and sizes of '
+        f'{arguments.model}'
+      )
+    reference = other.params
+  start = time.perf_counter()
+  found = networks.scores(
+    model,
+    model.params,
+    data,
+    batch=arguments.batch,
+    limit=arguments.windows,
+    reference=reference,
+  )
+  if reference is not None:
+    # A noise predictor's scores have a field of this name.
+    found |= {'reference': arguments.against}
+  return _show(arguments, model, found, time.perf_counter() - start)
+
+
+def _show(
+  arguments: argparse.Namespace, model, found: dict[str, Any], seconds: float
+) -> int:
+  """Print what was found; returns the exit code."""
+  from mq_jax import plans
+  from mq_jax.lab import comparison
+
   params = getattr(model, 'params', None)  # a checkpoint's are not read
   packed = isinstance(params, dict) and comparison.has_packed(params)
   result = {
@@ -129,6 +191,8 @@ def _eval(arguments: argparse.Namespace) -> int:
     print(json.dumps(result, allow_nan=False))
     return 0
   result |= result.pop('choices', {})
+  for low, high, _, mse, _ in result.pop('by_step', ()):
+    result[f'mse {low}-{high - 1}'] = mse
   width = max(map(len, result))
   for name, value in result.items():
     shown = f'{value:.6g}' if isinstance(value, float) else value
@@ -138,6 +202,18 @@ def _eval(arguments: argparse.Namespace) -> int:
 
 def _check(arguments: argparse.Namespace) -> None:
   """Refuse options that would do nothing."""
+  if arguments.cache is not None:
+    for option in ('data', 'mesh', 'stream'):
+      if getattr(arguments, option):
+        raise ValueError(f'--cache does not go together with --{option}')
+  if arguments.data is not None:
+    others = ('text', 'choices', 'stride', 'context', 'stream')
+    for option in others:
+      if getattr(arguments, option):
+        raise ValueError(f'--{option} is for language models, without --data')
+    if arguments.cut != 'bos':
+      raise ValueError('--cut is for language models, without --data')
+    return
   if arguments.text is None and arguments.choices is None:
     raise ValueError('nothing to evaluate on: give --text, --choices or both')
   if arguments.stride is not None and arguments.cut != 'field':

@@ -10,7 +10,8 @@ def add(commands) -> None:
   quantize = commands.add_parser(
     'quantize',
     help='write a packed artifact of a model',
-    description='Quantize every matmul weight of a model by one recipe.',
+    description='Quantize every matmul weight of a model by one recipe: a '
+    'language model, or a folder of a text encoder, ViT, ResNet or DiT.',
   )
   shared.add_model(quantize)
   quantize.add_argument('--recipe', required=True, metavar='NAME')
@@ -31,9 +32,10 @@ def add(commands) -> None:
   quantize.add_argument(
     '--calibration',
     metavar='FILE',
-    help='UTF-8 text to calibrate on (default: the docs corpus)',
+    help='UTF-8 text to calibrate on (default: the docs corpus, for language '
+    'models); for networks that see images, .npz with x and y, or MNIST files',
   )
-  shared.add_windows(quantize, 'calibrate on', 64)
+  shared.add_windows(quantize, 'calibrate on', 64, 'windows or images')
   quantize.add_argument(
     '--inputs',
     choices=('original', 'quantized'),
@@ -91,16 +93,33 @@ def _whole(arguments: argparse.Namespace, recipe) -> int:
   from rich import console
 
   from mq_jax import artifacts, calibration, plans, sites, streaming
-  from mq_jax.lab import comparison, distributed, measure, opening, progress
+  from mq_jax.lab import (
+    comparison,
+    distributed,
+    measure,
+    networks,
+    opening,
+    progress,
+  )
 
   artifacts.check_target(arguments.out)
-  text = measure.calibration_text(arguments.calibration)
-  model = opening.open_any(arguments.model, arguments.mesh)
+  data = None
+  if arguments.calibration is not None:  # a bad file is found before a model
+    data = networks.read_data(arguments.calibration)
+  model = opening.open_model(arguments.model, arguments.mesh)
   if comparison.has_packed(model.params):
     raise ValueError(f'{arguments.model}: is quantized already')
-  batches = measure.calibration_batches(
-    model, text, arguments.windows, arguments.batch, arguments.seed
-  )
+  drawn = arguments.windows, arguments.batch, arguments.seed
+  if isinstance(model, opening.Network):
+    if data is None or arguments.inputs == 'quantized':
+      raise ValueError(
+        f'{arguments.model}: a {model.architecture} needs --calibration FILE, '
+        'and its blocks are not calibrated one after the other (--inputs)'
+      )
+    batches = networks.calibration_batches(model, data, *drawn)
+  else:
+    text = measure.calibration_text(arguments.calibration)
+    batches = measure.calibration_batches(model, text, *drawn)
   display = progress.Display(console.Console(stderr=True))
   with display.rows(0, 1):
     if arguments.inputs == 'quantized':
@@ -117,7 +136,8 @@ def _whole(arguments: argparse.Namespace, recipe) -> int:
       packed = streaming.assemble(blocks, list(steps))
       seconds = time.perf_counter() - start
     else:
-      found = sites.find(model.apply, model.params, batches[0])
+      first = batches[0] if isinstance(batches[0], tuple) else batches[:1]
+      found = sites.find(model.apply, model.params, *first)
       statistics = calibration.calibrate(
         model.apply,
         model.params,
