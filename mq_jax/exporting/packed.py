@@ -164,20 +164,20 @@ def _scheme(
       )
     elif why is None and layout.bits not in compressed_tensors.WIDTHS:
       why = f'has {layout.bits} bits; the format is written with 4 or 8'
+    if why is None and not entry.transposed:
+      why = 'is no weight of a Linear module'
     k = matrix.shape[-2]
-    if why is None and layout.group < k and k % layout.group:
+    if why is None and layout.group <= k and k % layout.group:
       why = (
         f'has {k} inputs, no multiple of its group of {layout.group}; the '
         'format has no short groups'
       )
-    if why is None and not entry.transposed:
-      why = 'is no weight of a Linear module'
     if why is not None:
       site = matrix.site.name if matrix.site is not None else name
       raise ValueError(
         f'{site}: {matrix.recipe} {why}; write plain weights (--to hf)'
       )
-    group = layout.group if layout.group < k else None
+    group = layout.group if layout.group <= k else None
     found.add(compressed_tensors.Scheme(layout.bits, layout.symmetric, group))
   if len(found) > 1:
     kinds = ', '.join(sorted(map(str, found)))
