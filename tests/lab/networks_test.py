@@ -1,11 +1,11 @@
 import json
 
+import drawn
 import jax
 import numpy as np
 import pytest
 import tokenizers
 
-import drawn
 from mq_jax import plans
 from mq_jax.lab import cli, networks, opening
 from mq_jax.models import modules, tensors

@@ -215,14 +215,18 @@ REFUSED = {
   'positions': (
     'bert-tokens',
     {'position_embedding_type': 'relative_key'},
-    "position_embedding_type must be one of .'absolute'.* 'relative_key'",
+    'position_embedding_type=relative_key .* supported: absolute',
   ),
   'sinus': (
     'distilbert-tokens',
     {'sinusoidal_pos_embds': True},
     'sinusoidal_pos_embds',
   ),
-  'activation': ('vit', {'hidden_act': 'selu'}, "hidden_act .* 'selu'"),
+  'activation': (
+    'vit',
+    {'hidden_act': 'selu'},
+    'hidden_act=selu .* supported: gelu',
+  ),
   'heads': ('bert-tokens', {'num_attention_heads': 5}, 'a divisor of 32'),
   'padding': ('bert-tokens', {'pad_token_id': 61}, 'pad_token_id .* below 61'),
   'size': ('vit', {'hidden_size': 'absent'}, 'hidden_size .* nothing'),

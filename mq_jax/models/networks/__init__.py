@@ -271,9 +271,9 @@ def _read_pixels(
   options = _checkpoints.Options(raw, str(path))
   scale = options.positive('rescale_factor', 1 / 255)
   if not math.isclose(scale, 1 / 255, rel_tol=1e-4):
-    raise options.refuse('rescale_factor', '1/255 to be supported', scale)
+    raise options.wrong('rescale_factor', '1/255 to be supported', scale)
   if not options.flag('do_rescale', True):
-    raise options.refuse('do_rescale', 'true to be supported', False)
+    raise options.wrong('do_rescale', 'true to be supported', False)
   if not options.flag('do_normalize', True):
     return Pixels((0.0,) * channels, (1.0,) * channels)
   given = {'mean': raw.get('image_mean'), 'std': raw.get('image_std')}
@@ -298,7 +298,7 @@ def read_pixels(raw: Any, config: Any, where: str) -> Pixels | None:
       type(x) in (int, float) and least < x < math.inf for x in value
     )
     if not numbers or len(value) != channels:
-      raise options.refuse(f'{field} of images', f'{channels} numbers', value)
+      raise options.wrong(f'{field} of images', f'{channels} numbers', value)
     found.append(tuple(map(float, value)))
   return Pixels(*found)
 

@@ -42,10 +42,15 @@ _TASKS = {
 _ENCODERS = {'Bert': 'bert', 'Roberta': 'roberta', 'DistilBert': 'distilbert'}
 
 
-def _heads(options: Options, hidden: int, names: str) -> int:
-  heads = options.whole(names)
+# By default gelu; a ResNet's is relu.
+_ACTIVATIONS = tuple(encoder.ACTIVATIONS)
+
+
+def _heads(options: Options, hidden: int, *names: str) -> int:
+  name = options.given(*names)
+  heads = options.whole(name)
   if hidden % heads:
-    raise options.refuse(names.split('|')[0], f'a divisor of {hidden}', heads)
+    raise options.wrong(name, f'a divisor of {hidden}', heads)
   return heads
 
 
@@ -54,30 +59,28 @@ def _encoder_config(o: Options, architecture: str) -> encoder.EncoderConfig:
     (p, t) for p in _ENCODERS for t in _TASKS if architecture == p + t
   )
   kind = _ENCODERS[prefix]
-  o.choice('model_type', (kind,), kind)
-  o.choice('position_embedding_type', ('absolute',), 'absolute')
+  o.one_of('model_type', (kind,))
+  o.one_of('position_embedding_type', ('absolute',))
   for name in ('is_decoder', 'add_cross_attention', 'sinusoidal_pos_embds'):
-    o.choice(name, (False,), False)
+    o.one_of(name, (False, None))
   distil = kind == 'distilbert'
-  hidden = o.whole('hidden_size|dim')
-  padding = o.whole('pad_token_id', int(kind == 'roberta'), least=0)
+  hidden = o.whole(o.given('hidden_size', 'dim'))
   words = o.whole('vocab_size')
-  if padding >= words:
-    raise o.refuse('pad_token_id', f'a token below {words}', padding)
+  padding = o.raw.get('pad_token_id', int(kind == 'roberta'))
+  if type(padding) is not int or not 0 <= padding < words:
+    raise o.wrong('pad_token_id', f'a token below {words}', padding)
   return encoder.EncoderConfig(
     task=_TASKS[task],
     model_type=kind,
     vocab_size=words,
     hidden_size=hidden,
-    num_hidden_layers=o.whole('num_hidden_layers|n_layers'),
-    num_attention_heads=_heads(o, hidden, 'num_attention_heads|n_heads'),
-    intermediate_size=o.whole('intermediate_size|hidden_dim'),
+    num_hidden_layers=o.whole(o.given('num_hidden_layers', 'n_layers')),
+    num_attention_heads=_heads(o, hidden, 'num_attention_heads', 'n_heads'),
+    intermediate_size=o.whole(o.given('intermediate_size', 'hidden_dim')),
     max_position_embeddings=o.whole('max_position_embeddings', 512),
     type_vocab_size=0 if distil else o.whole('type_vocab_size', 2),
     layer_norm_eps=1e-12 if distil else o.positive('layer_norm_eps', 1e-12),
-    hidden_act=o.choice(
-      'hidden_act|activation', tuple(encoder.ACTIVATIONS), 'gelu'
-    ),
+    hidden_act=o.one_of(o.given('hidden_act', 'activation'), _ACTIVATIONS),
     pad_token_id=padding,
     tie_word_embeddings=o.flag('tie_word_embeddings', True),
     num_labels=o.labels() if _TASKS[task] == 'sequence' else 2,
@@ -140,11 +143,11 @@ def _encoder_ties(config: encoder.EncoderConfig):
 
 def _vit_config(o: Options, architecture: str) -> vit.VitConfig:
   kind = 'deit' if architecture.startswith('DeiT') else 'vit'
-  o.choice('model_type', (kind,), kind)
+  o.one_of('model_type', (kind,))
   hidden = o.whole('hidden_size')
   image, patch = o.square('image_size', 224), o.square('patch_size', 16)
   if image % patch:
-    raise o.refuse('image_size', f'a multiple of patch_size={patch}', image)
+    raise o.wrong('image_size', f'a multiple of patch_size={patch}', image)
   return vit.VitConfig(
     image_size=image,
     patch_size=patch,
@@ -155,7 +158,7 @@ def _vit_config(o: Options, architecture: str) -> vit.VitConfig:
     intermediate_size=o.whole('intermediate_size'),
     num_labels=o.labels(),
     layer_norm_eps=o.positive('layer_norm_eps', 1e-12),
-    hidden_act=o.choice('hidden_act', tuple(encoder.ACTIVATIONS), 'gelu'),
+    hidden_act=o.one_of('hidden_act', _ACTIVATIONS),
     qkv_bias=o.flag('qkv_bias', True),
     distilled=kind == 'deit',
     teacher=architecture.endswith('WithTeacher'),
@@ -183,14 +186,14 @@ def _vit_rules(config: vit.VitConfig) -> Rules:
 
 def _resnet_config(o: Options, architecture: str) -> resnet.ResNetConfig:
   small = architecture == 'CifarResNet'
-  o.choice('model_type', ('resnet',), 'resnet')
+  o.one_of('model_type', ('resnet',))
   sizes = o.wholes('hidden_sizes', (256, 512, 1024, 2048))
   depths = o.wholes('depths', (3, 4, 6, 3))
   if len(sizes) != len(depths):
-    raise o.refuse('depths', f'as many as hidden_sizes={sizes}', depths)
-  kind = o.choice('layer_type', ('basic', 'bottleneck'), 'bottleneck')
+    raise o.wrong('depths', f'as many as hidden_sizes={sizes}', depths)
+  kind = o.one_of('layer_type', ('bottleneck', 'basic'))
   if kind == 'bottleneck' and any(n % 4 for n in sizes):
-    raise o.refuse('hidden_sizes', 'multiples of 4', sizes)
+    raise o.wrong('hidden_sizes', 'multiples of 4', sizes)
   return resnet.ResNetConfig(
     num_channels=o.whole('num_channels', 3),
     embedding_size=o.whole('embedding_size', 64),
@@ -198,7 +201,7 @@ def _resnet_config(o: Options, architecture: str) -> resnet.ResNetConfig:
     depths=depths,
     layer_type=kind,
     num_labels=o.labels(),
-    hidden_act=o.choice('hidden_act', tuple(encoder.ACTIVATIONS), 'relu'),
+    hidden_act=o.one_of('hidden_act', ('relu', *_ACTIVATIONS)),
     small=small,
     downsample_in_first_stage=o.flag('downsample_in_first_stage', False),
     downsample_in_bottleneck=o.flag('downsample_in_bottleneck', False),
@@ -244,9 +247,9 @@ def _dit_config(o: Options, architecture: str) -> dit.DitConfig:
   hidden, attention = o.whole('hidden_size'), o.whole('attention_size')
   image, patch = o.whole('image_size'), o.whole('patch_size')
   if image % patch:
-    raise o.refuse('image_size', f'a multiple of patch_size={patch}', image)
+    raise o.wrong('image_size', f'a multiple of patch_size={patch}', image)
   if hidden % 2:
-    raise o.refuse('hidden_size', 'even', hidden)
+    raise o.wrong('hidden_size', 'even', hidden)
   return dit.DitConfig(
     image_size=image,
     num_channels=o.whole('num_channels'),

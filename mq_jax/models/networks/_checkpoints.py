@@ -5,7 +5,6 @@ tensors against the network that the config calls for, before any is used.
 """
 
 import difflib
-import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -14,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mq_jax.models import modules
+from mq_jax.models.huggingface import _options
 
 Rules = Sequence[tuple[str, str]]
 
@@ -28,43 +28,23 @@ _WEIGHTS = {
 _FLOATS = ('float32', 'float16', 'bfloat16')
 
 
-class Options:
-  """The fields of a config.json, checked as they are read.
+class Options(_options.Options):
+  """Fields of a config, with what only networks have."""
 
-  Args:
-    raw: The parsed file.
-    where: Its path, for messages.
-  """
+  __slots__ = ()
 
-  def __init__(self, raw: Mapping[str, Any], where: str):
-    self.raw, self.where = raw, where
+  def given(self, *names: str) -> str:
+    """The first of several names of a field that is there; else the first."""
+    there = (n for n in names if self.raw.get(n) is not None)
+    return next(there, names[0])
 
-  def refuse(self, name: str, need: str, value: Any) -> ValueError:
-    found = 'nothing' if value is None else repr(value)[:80]
-    return ValueError(f'{self.where}: {name} must be {need}, found {found}')
-
-  def _get(self, names: str, default: Any) -> tuple[str, Any]:
-    """The first of 'a|b' that is there."""
-    first, *others = names.split('|')
-    for name in (first, *others):
-      if self.raw.get(name) is not None:
-        return name, self.raw[name]
-    return first, default
-
-  def whole(self, names: str, default: int | None = None, least: int = 1):
-    """A whole number from `least`; of several names the first given."""
-    name, value = self._get(names, default)
-    # No real size comes near 2**31; beyond it products would overflow.
-    if type(value) is not int or not least <= value < 2**31:
-      raise self.refuse(name, f'a whole number from {least}', value)
-    return value
-
-  def wholes(self, name: str, default: Sequence[int] | None = None):
+  def wholes(self, name: str, default: Sequence[int]) -> tuple[int, ...]:
     """A list of positive whole numbers."""
-    name, value = self._get(name, default)
+    value = self.raw.get(name)
+    value = default if value is None else value
     good = isinstance(value, list | tuple) and 0 < len(value) <= 1024
     if not good or not all(type(n) is int and 0 < n < 2**31 for n in value):
-      raise self.refuse(name, 'a list of positive whole numbers', value)
+      raise self.wrong(name, 'a list of positive whole numbers', value)
     return tuple(value)
 
   def square(self, name: str, default: int | None = None) -> int:
@@ -74,24 +54,10 @@ class Options:
       return Options({name: value[0]}, self.where).whole(name)
     return self.whole(name, default)
 
-  def positive(self, name: str, default: float) -> float:
-    name, value = self._get(name, default)
-    if type(value) not in (int, float) or not 0 < value < math.inf:
-      raise self.refuse(name, 'a positive number', value)
-    return float(value)
-
-  def flag(self, name: str, default: bool) -> bool:
-    name, value = self._get(name, default)
-    if not isinstance(value, bool):
-      raise self.refuse(name, 'true or false', value)
-    return value
-
-  def choice(self, names: str, known: Sequence[Any], default: Any = None):
-    """One of `known`; other values would change the function."""
-    name, value = self._get(names, default)
-    if not any(type(value) is type(k) and value == k for k in known):
-      raise self.refuse(name, f'one of {list(known)} to be supported', value)
-    return value
+  def one_of(self, name: str, known: Sequence[Any]) -> Any:
+    """One of `known`, by default the first; others are not supported."""
+    self.neutral({name: known})
+    return self.raw.get(name, known[0])
 
   def labels(self) -> int:
     """Number of classes: of the table id2label, or num_labels, or 2."""
