@@ -21,6 +21,7 @@ import typing
 
 if typing.TYPE_CHECKING:  # what the names are, for editors and type checkers
   from mq_jax import (
+    activations,
     allocation,
     calibration,
     clusters,
@@ -49,6 +50,7 @@ __all__ = [
   'QuantizedMatrix',
   'Recipe',
   'Status',
+  'activations',
   'allocation',
   'calibrate',
   'calibration',

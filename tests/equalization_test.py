@@ -129,3 +129,33 @@ def test_errors_name_the_parameter():
   for share in (0, -0.1, 1.1, np.nan):
     with pytest.raises(ValueError, match='share'):
       plant(share=share)
+
+
+def test_smoothing_is_exact_for_shared_channels(tiny_llama, run):
+  """One head of values, read by several of queries: a factor for all."""
+  params = tiny_llama.params
+  (pair, *_) = decoder.channel_pairs(tiny_llama.config)['value']
+  (path, _) = pair.consumers[0]
+  weight = equalization._get(params, path)
+  largest = np.random.default_rng(0).uniform(0.1, 9.0, weight.shape[0])
+  largest[3] = 0.0  # a channel that is never active
+  name = '/'.join(map(str, path))
+  found = equalization.smoothing_factors(
+    params, [pair], {name: jnp.asarray(largest, jnp.float32)}, 0.7
+  )
+  # By hand: rows are [kv head, query head of it, d], factors [kv head, d].
+  heads = lambda x: (
+    np.asarray(x)
+    .reshape(pair.channels // pair.block, -1, pair.block)
+    .max(1)
+    .reshape(-1)
+  )
+  inputs, weights = heads(largest), heads(np.abs(weight).max(1))
+  want = np.where(inputs > 0, inputs**0.7 / weights**0.3, 1.0)
+  np.testing.assert_allclose(1 / found[0], want, rtol=1e-5)
+  smooth = equalization.rescale_channels(params, [pair], found)
+  np.testing.assert_allclose(
+    run(smooth, TOKENS), run(params, TOKENS), rtol=1e-4, atol=1e-4
+  )
+  with pytest.raises(ValueError, match='largest of its inputs are not known'):
+    equalization.smoothing_factors(params, [pair], {}, 0.7)

@@ -125,9 +125,11 @@ class Precisions:
     pairs = [(s, r) for s, r in zip(model.sites, chosen, strict=True) if r]
     new = [(s, r) for s, r in pairs if (s.name, r.label) not in self._matrices]
     if new:
-      # Only the sites that are asked for: nothing else is copied.
+      # Only the sites that are asked for: nothing else is copied. Weights
+      # alone: what is done to inputs asks for calibration.
+      alone = [(s, dataclasses.replace(r, activations=None)) for s, r in new]
       packed = plans.compress(
-        model.language_model.params, plans.Plan(tuple(new))
+        model.language_model.params, plans.Plan(tuple(alone))
       )
       matrices = plans.matrices(packed)
       for site, recipe in new:
