@@ -5,21 +5,19 @@ found = generation.generate(
 )
 """
 
-from mq_jax.generation.decoding import (
-  NO_TOKEN,
+from mq_jax.generation.decoding import generate, stream
+from mq_jax.generation.drawing import Sampling, draw, filtered, sampling
+from mq_jax.generation.prompts import NO_TOKEN, check_room, pad
+from mq_jax.generation.steps import (
   Generated,
   State,
   advance,
   begin,
-  check_room,
   finish,
-  generate,
   new_caches,
-  pad,
   prefill,
-  stream,
+  step,
 )
-from mq_jax.generation.sampling import Sampling, draw, filtered, sampling
 
 __all__ = [
   'NO_TOKEN',
@@ -37,5 +35,6 @@ __all__ = [
   'pad',
   'prefill',
   'sampling',
+  'step',
   'stream',
 ]

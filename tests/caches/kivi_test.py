@@ -31,7 +31,11 @@ def given():
   return text(t=T)
 
 
-@pytest.fixture(scope='module', params=[8, 0], ids=['window', 'no window'])
+@pytest.fixture(
+  scope='module',
+  params=[8, pytest.param(0, marks=pytest.mark.slow)],
+  ids=['window', 'no window'],
+)
 def driven(given, request):
   options = SMALL | {'residual': request.param}
   policy = caches.kivi(2, **options)
@@ -74,7 +78,8 @@ def test_attends_to_old_tokens_as_kept_and_to_the_new_one_exactly(
 
 
 @pytest.mark.parametrize(
-  'bits, value_bits, dtype', [(3, 4, 'bfloat16'), (8, 1, 'float32')]
+  'bits, value_bits, dtype',
+  [(3, 4, 'bfloat16'), pytest.param(8, 1, 'float32', marks=pytest.mark.slow)],
 )
 def test_packed_is_the_same_to_the_bit(given, bits, value_bits, dtype):
   options = SMALL if bits != 8 else SMALL | {'residual': 0}
@@ -125,7 +130,7 @@ def test_limit_of_a_long_text():
 
 def test_a_row_is_what_it_is_alone(given):
   """Rows of different lengths, padded on either side, side by side."""
-  policy = caches.kivi(2, **SMALL, packed=True)
+  policy = caches.kivi(2, **SMALL)
   lengths = (7, 4)
   order = list(range(7)), [-1, 0, -1, 1, 2, 3, -1]
   place = lambda x: np.stack(
@@ -177,7 +182,9 @@ def test_widths_are_swept_by_vmap(given, driven):
   assert np.abs(four - exact).mean() < 0.5 * np.abs(two - exact).mean()
 
 
-@pytest.mark.parametrize('name', ['full', 'kivi'])
+@pytest.mark.parametrize(
+  'name', ['full', pytest.param('kivi', marks=pytest.mark.slow)]
+)
 def test_windows(given, name):
   # 8 bits: the window matters far more than rounding does.
   options = {} if name == 'full' else {'bits': 8, **SMALL}
@@ -188,7 +195,9 @@ def test_windows(given, name):
   np.testing.assert_allclose(y, exact, atol=1e-5 if name == 'full' else 0.05)
 
 
-@pytest.mark.parametrize('packed', [False, True])
+@pytest.mark.parametrize(
+  'packed', [False, pytest.param(True, marks=pytest.mark.slow)]
+)
 def test_what_has_no_room_is_lost_and_shows(given, packed):
   policy = caches.kivi(2, **SMALL, packed=packed)
   _, cache, (k, _, _) = drive(policy, given, FIRST, 12)

@@ -250,6 +250,7 @@ def test_zipvl_keeps_the_attention_it_is_asked_for(given):
   assert bits.scales == 2 * (2 * 3 * 2 * 16 * 48) + 32 * (high + low)
 
 
+@pytest.mark.slow
 def test_chance_keeps_as_many_as_h2o(given, h2o):
   _, cache, _ = drive(caches.chance(ratio=0.5, seed=3), given, FIRST, T)
   kept, chosen = cache.tier > 0, h2o[1].tier > 0

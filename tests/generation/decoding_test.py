@@ -41,13 +41,9 @@ OPTIONS = {
   'gpt2': {**CLASSIC, 'activation': 'gelu_tanh', 'qkv_bias': True},
   'mixtral': {'num_experts': 3, 'experts_per_token': 2},
 }
-# Of each kind of attention and of positions one by default.
-SLOW = [
-  name
-  if name in ('windowed', 'opt')
-  else pytest.param(name, marks=pytest.mark.slow)
-  for name in OPTIONS
-]
+
+# A window and rotary positions; learned ones. The others are slow tests.
+QUICK = ('windowed', 'opt')
 TOKENS = np.random.default_rng(0).integers(0, 40, (2, 12)).astype(np.int32)
 
 
@@ -75,19 +71,30 @@ def continued(name, prompt, count):
   return ids[len(prompt) :]
 
 
-@pytest.mark.parametrize('name', SLOW)
-@pytest.mark.parametrize('chunk', [1, 5])
+@pytest.mark.parametrize(
+  'name, chunk',
+  [*((name, 1) for name in OPTIONS if name in QUICK), ('windowed', 5)]
+  + [
+    pytest.param(x, 1, marks=pytest.mark.slow)
+    for x in OPTIONS
+    if x not in QUICK
+  ],
+)
 def test_token_by_token_is_the_whole(name, chunk):
   config, params, apply = make(name)
-  if chunk > 1 and name != 'windowed':
-    pytest.skip('chunks do not depend on the rest of the architecture')
   read = cache_oracles.jit(cached.through_cache(config, caches.full(), chunk))
   whole = apply(params, TOKENS)
   assert np.abs(whole).max() > 1
   np.testing.assert_allclose(read(params, TOKENS), whole, atol=1e-4)
 
 
-@pytest.mark.parametrize('name', SLOW)
+@pytest.mark.parametrize(
+  'name',
+  ['windowed']
+  + [
+    pytest.param(x, marks=pytest.mark.slow) for x in OPTIONS if x != 'windowed'
+  ],
+)
 def test_greedy_is_what_the_whole_gives(name):
   """Prompts of different lengths side by side, one of them stopped."""
   config, params, _ = make(name)
