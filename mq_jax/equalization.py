@@ -190,7 +190,8 @@ def smoothing_factors(
     params: Nested dicts of arrays.
     pairs: Where a factor may move.
     largest: Largest magnitude of each input of the consumers, by their path
-      joined with '/', as `calibrate` names sites. Shapes [k].
+      joined with '/', as `calibrate` names sites. Shapes [k], taps before
+      channels for kernels of convolutions.
     alpha: See `smoothing_scale`.
 
   Returns:
@@ -205,8 +206,13 @@ def smoothing_factors(
     for path, axis in pair.consumers:
       weight = _get(params, path)
       name = _text(path)
-      if name not in largest or largest[name] is None:
+      if largest.get(name) is None:
         raise ValueError(f'{name}: the largest of its inputs are not known')
+      if largest[name].ndim > 1 or largest[name].shape[0] % pair.channels:
+        raise ValueError(
+          f'{name}: largest inputs of shape {largest[name].shape} are not '
+          f'those of {pair.channels} channels of one matrix'
+        )
       other = tuple(i for i in range(weight.ndim) if i != axis % weight.ndim)
       size = jnp.max(jnp.abs(weight.astype(jnp.float32)), axis=other)
       inputs.append(_gathered(largest[name], pair))
@@ -218,8 +224,8 @@ def smoothing_factors(
 
 def _gathered(x: jax.Array, pair: ChannelPair) -> jax.Array:
   """Largest over what shares a channel: [r * channels] -> [channels]."""
-  if x.shape[0] == pair.channels:
-    return x
+  if pair.block is None:  # r taps of a convolution
+    return jnp.max(x.reshape(-1, pair.channels), axis=0)
   blocks = x.reshape(pair.channels // pair.block, -1, pair.block)
   return jnp.max(blocks, axis=1).reshape(pair.channels)
 
@@ -267,10 +273,13 @@ def _spread(
 
 
 def spread(factor: jax.Array, pair: ChannelPair, size: int) -> jax.Array:
-  """Factors [channels] of a pair along an axis of `size` that holds them."""
+  """Factors [channels] of a pair along an axis of `size` that holds them.
+
+  Without blocks, of several times as many: taps of a convolution.
+  """
   repeats = size // pair.channels
-  if repeats == 1:
-    return factor
+  if pair.block is None or repeats == 1:
+    return jnp.tile(factor, repeats)
   return jnp.repeat(factor.reshape(-1, pair.block), repeats, axis=0).reshape(
     size
   )

@@ -1,6 +1,7 @@
 """From options and statistics to what is done to each site's inputs."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -85,7 +86,7 @@ def _choose(site: Site, recipe, leaf, statistics, rows) -> Inputs:
     if scale is not None:
       seen = seen / _repeated(site, scale.astype(jnp.float32))
     quantizer = dataclasses.replace(
-      quantizer, largest=jnp.max(_first(site, seen, jnp.max), axis=-1)
+      quantizer, largest=jnp.max(_most(site, seen), axis=-1)
     )
   return Inputs(quantizer, scale, signs)
 
@@ -108,29 +109,26 @@ def _largest(site, statistics, options):
   return found
 
 
-def _first(site: Site, x: jax.Array, reduce) -> jax.Array:
-  """Without the axis of repeats, which share what is chosen."""
-  return reduce(x, axis=0) if site.repeats > 1 else x
+def _most(site: Site, x: jax.Array) -> jax.Array:
+  """The largest over the axis of repeats, which share what is chosen."""
+  return jnp.max(x, axis=0) if site.repeats > 1 else x
 
 
 def _repeated(site: Site, x: jax.Array) -> jax.Array:
   return x[None] if site.repeats > 1 else x
 
 
-def _runs(x: jax.Array, features: int, reduce) -> jax.Array:
-  """Taps of a convolution share what is chosen: [.., k] -> [.., features]."""
-  return reduce(x.reshape(*x.shape[:-1], -1, features), axis=-2)
-
-
 def _scale(site, matrix, largest, features, alpha) -> jax.Array:
   """Scales as stored, f16[k] or [groups, k]."""
-  shared = lambda x: _first(site, _runs(x, features, jnp.max), jnp.max)
+  # Taps of a convolution share what is chosen: [.., k] -> [.., features].
+  runs = lambda x: x.reshape(*x.shape[:-1], -1, features)
+  shared = lambda x: _most(site, jnp.max(runs(x), axis=-2))
   inputs = shared(largest)
   weights = shared(jnp.max(jnp.abs(matrix), axis=-1))
   scale = equalization.smoothing_scale(inputs, weights, alpha)
   stored = formats.stored_scale(scale)
-  runs = matrix.shape[-2] // features
-  return jnp.tile(stored, (*[1] * (stored.ndim - 1), runs))
+  taps = matrix.shape[-2] // features
+  return jnp.tile(stored, (*[1] * (stored.ndim - 1), taps))
 
 
 def _searched(site, recipe, matrix, largest, rows, signs, features):
@@ -145,37 +143,52 @@ def _searched(site, recipe, matrix, largest, rows, signs, features):
     raise ValueError("smooth='search' and a static scale: choose one of them")
   if not hasattr(recipe.rows, 'group'):
     raise ValueError("smooth='search' is not for recipes of blocks")
-  batch = matrix.shape[:-2]
-  flat = lambda x, n: x.reshape(-1, *x.shape[len(batch) :])
-  weights, x = flat(matrix, 2), flat(rows.astype(jnp.float32), 2)
-
-  def error(scale):
-    """Squared error of the output of quantized rows and weights."""
-    inputs = Inputs(quantizer, None, signs)
-
-    def one(w, x, s):
-      s = s.astype(jnp.float32)
-      runs = lambda x: x.reshape(-1, features)
-      seen = (x / s[None]).reshape(x.shape)
-      quantized = inputs(runs(seen)).reshape(x.shape)
-      scaled = w * s[:, None]
-      if signs is not None:
-        scaled = rotations.rotate(scaled, signs, 0)
-      cost = jnp.mean(jnp.square(seen), axis=0) + 1e-12
-      value = compensation.rounded(scaled, cost, recipe.rows)
-      if signs is not None:
-        value = rotations.unrotate(value, signs, 0)
-      return jnp.sum(jnp.square(x @ w - quantized @ value))
-
-    s = jnp.broadcast_to(_repeated(site, scale), (*batch, matrix.shape[-2]))
-    return jnp.sum(jax.vmap(one)(weights, x, s.reshape(-1, s.shape[-1])))
-
-  error = jax.jit(error)
   scales = [_scale(site, matrix, largest, features, a) for a in GRID]
-  none = jnp.ones_like(scales[0])
-  errors = [float(error(s)) for s in (none, *scales)]
-  best = errors.index(min(errors))  # the first: none, where nothing is better
-  return None if best == 0 else scales[best - 1]
+  scales = jnp.stack([jnp.ones_like(scales[0]), *scales])
+  each = _repeated(site, jnp.moveaxis(scales, 0, -2))  # [*batch, grid, k]
+  batch = matrix.shape[:-2]
+  each = jnp.broadcast_to(each, (*batch, *each.shape[-2:]))
+  flat = lambda x: x.reshape(-1, *x.shape[len(batch) :])
+  errors = _output_errors(
+    *map(flat, (matrix, rows, each)), recipe.rows, quantizer, signs, features
+  )
+  best = int(jnp.argmin(errors))  # the first: none, where nothing is better
+  return None if best == 0 else scales[best]
+
+
+@functools.partial(jax.jit, static_argnames='features')
+def _output_errors(
+  weights, rows, scales, recipe_rows, quantizer, signs, features
+):
+  """Squared errors f32[grid] of outputs of quantized rows and weights.
+
+  Args:
+    weights: f32[b, k, n].
+    rows: f32[b, m, k].
+    scales: Of each weight those that are tried, f16[b, grid, k].
+    recipe_rows: How weights are rounded.
+    quantizer: Of inputs, or None.
+    signs: Of a rotation, or None.
+    features: See `features_of`.
+  """
+  inputs = Inputs(quantizer, None, signs)
+
+  def one(w, x, scale):
+    s = scale.astype(jnp.float32)
+    seen = x / s[None]
+    quantized = inputs(seen.reshape(-1, features)).reshape(x.shape)
+    scaled = w * s[:, None]
+    if signs is not None:
+      scaled = rotations.rotate(scaled, signs, 0)
+    cost = jnp.mean(jnp.square(seen), axis=0) + 1e-12
+    value = compensation.rounded(scaled, cost, recipe_rows)
+    if signs is not None:
+      value = rotations.unrotate(value, signs, 0)
+    return jnp.sum(jnp.square(x @ w - quantized @ value))
+
+  rows = rows.astype(jnp.float32)
+  every = lambda s: jnp.sum(jax.vmap(one)(weights, rows, s))
+  return jax.lax.map(every, jnp.swapaxes(scales, 0, 1))
 
 
 class Prepared(NamedTuple):
@@ -285,6 +298,8 @@ def fold(
     if len(alphas) > 1 or None in alphas:
       continue
     largest = {n: found[n].largest for n in names if n in found}
+    if any(x is not None and x.ndim > 1 for x in largest.values()):
+      continue  # matrices of one parameter, each with inputs of its own
     alpha = alphas.pop()
     factors = equalization.smoothing_factors(params, [pair], largest, alpha)
     params = equalization.rescale_channels(params, [pair], factors)

@@ -272,6 +272,39 @@ def test_folding_is_exact_and_takes_scales_to_producers(tiny_llama):
   assert np.all(ratio <= scale * 1.001) and np.any(ratio > 1.5 * ratio.min())
 
 
+def test_taps_of_a_convolution_fold_into_one_factor_a_channel():
+  """A 3 x 3 kernel behind relu: exact, and as its statistics say."""
+  rng = np.random.default_rng(0)
+  draw = lambda *s: jnp.asarray(rng.standard_normal(s), jnp.float32)
+  params = {'up': draw(5, 4), 'bias': draw(4), 'conv': draw(3, 3, 4, 2)}
+
+  def f(params, x):
+    x = jax.nn.relu(x @ params['up'] + params['bias'][None, None, None])
+    return jax.lax.conv_general_dilated(
+      x, params['conv'], (1, 1), 'SAME',
+      dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+    )  # fmt: skip
+
+  x = draw(2, 6, 6, 5)
+  sites = mq.sites.find(f, params, x)
+  statistics = mq.calibrate(f, params, [x], sites=sites)
+  pair = equalization.ChannelPair(
+    4, ((('up',), 1), (('bias',), 0)), ((('conv',), 2),)
+  )
+  plan = plan_of(sites, format='token', smooth=0.5, fold=True)
+  folded = activations.fold(params, [pair], plan.entries, statistics)
+  np.testing.assert_allclose(
+    f(folded.params, x), f(params, x), rtol=1e-4, atol=1e-4
+  )
+  new = mq.calibrate(f, folded.params, [x], sites=sites)['conv']
+  old = folded.statistics['conv']
+  np.testing.assert_allclose(new.largest, old.largest, rtol=1e-4)
+  assert np.abs(new.largest / statistics['conv'].largest - 1).max() > 0.05
+  asked = {s.name: r.activations for s, r in folded.entries}
+  assert asked['conv'].smooth is None and not asked['conv'].fold
+  assert asked['up'].smooth == 0.5 and not asked['up'].fold  # nothing before
+
+
 def test_what_can_not_be_done_is_refused_by_name(case):
   params, x, sites, statistics = case
   choose = lambda plan, *more: activations.choose(params, plan.entries, *more)
