@@ -106,6 +106,7 @@ def write_folder(
   raw = {
     **write_config(config),
     **special,
+    'pad_token_id': None,  # some classes' own may lie outside the vocabulary
     'torch_dtype': stored.name,
     **(extra or {}),
   }
