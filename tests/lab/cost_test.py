@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments import random_checkpoint
 from mq_jax import hardware, plans, quantize, recipes
 from mq_jax.lab import cli, costing, opening
 from mq_jax.sites import find
@@ -406,3 +407,13 @@ def test_an_out_that_is_a_file_is_refused(capsys, tmp_path, no_quantizing):
   out.write_text('')
   found = refused(capsys, *SHAPES, '--accelerator', 'olive', '--out', out)
   assert 'is a file' in found
+
+
+def test_experts_are_priced_by_their_own_tokens(tmp_path):
+  random_checkpoint.write('mixtral-tiny', tmp_path / 'm')
+  work = costing.open_model(str(tmp_path / 'm'), batch=1, context=64).workload
+  rows = dict(zip(work.names, work.m.tolist(), strict=True))
+  # Two of eight experts see a token.
+  assert rows['layers/0/mlp/experts/up_proj/kernel'] == 16
+  assert rows['layers/0/self_attn/q_proj/kernel'] == 64
+  assert not any('router' in name for name in rows)

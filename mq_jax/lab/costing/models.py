@@ -1,5 +1,6 @@
 """What is priced: published shapes, models, artifacts, and plans of them."""
 
+import dataclasses
 import difflib
 import fnmatch
 import json
@@ -10,6 +11,7 @@ from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 
 from mq_jax import artifacts, hardware, plans, recipes
 from mq_jax import sites as sites_lib
@@ -123,6 +125,7 @@ def open_model(
   work = hardware.workload.from_sites(
     kept, phase, batch=batch, context=context, tokens=tokens
   )
+  work = _own_rows(work, model.config)
   return Model(
     model.name,
     'packed' if packed else 'weights',
@@ -133,6 +136,22 @@ def open_model(
     tuple(notes),
     context,
   )
+
+
+def _own_rows(work: hardware.Workload, config: Any) -> hardware.Workload:
+  """Rows of experts: each sees its share of the tokens, not all of them.
+
+  `models.decoder` gives an expert zero rows for the others, which hardware
+  that knows of experts does not compute.
+  """
+  if not config.num_experts:
+    return work
+  share = config.experts_per_token / config.num_experts
+  rows = [
+    max(1, round(int(m) * share)) if '/experts/' in name else int(m)
+    for name, m in zip(work.names, work.m, strict=True)
+  ]
+  return dataclasses.replace(work, m=np.array(rows))
 
 
 def read_plan(path: str | os.PathLike) -> dict[str, Recipe]:
