@@ -7,6 +7,7 @@ channels planted, by every recipe. Rows are kept as they are done in the folder
 `runs`; the same command goes on with what is missing.
 """
 
+import functools
 import json
 import pathlib
 import time
@@ -33,7 +34,7 @@ UNQUANTIZED = 'unquantized'
 
 
 class Bench:
-  """One network, ready for rows: sites, statistics, data to evaluate on."""
+  """One network, its data, and what is calibrated when a row needs it."""
 
   def __init__(
     self,
@@ -44,17 +45,23 @@ class Bench:
     images: int,
     seed: int,
   ):
-    self.net, self.test = net, test
-    batches = lab.calibration_batches(net, calibration_data, images, 64, seed)
-    self.sites = sites.find(net.apply, net.params, *batches[0])
-    self.pattern = pattern
-    self.statistics = calibration.calibrate(
-      net.apply, net.params, batches, sites=self.sites
+    self.net, self.test, self.pattern = net, test, pattern
+    self._calibration = calibration_data, images, 64, seed
+
+  @functools.cached_property
+  def calibrated(self) -> tuple[tuple[sites.Site, ...], dict]:
+    """Sites and their statistics."""
+    net = self.net
+    batches = lab.calibration_batches(net, *self._calibration)
+    found = sites.find(net.apply, net.params, *batches[0])
+    return found, calibration.calibrate(
+      net.apply, net.params, batches, sites=found
     )
 
   def packed(self, recipe: mq.Recipe) -> Any:
-    plan = mq.plans.plan(self.sites, [(self.pattern, recipe)])
-    return mq.compress(self.net.params, plan, statistics=self.statistics)
+    found, statistics = self.calibrated
+    plan = mq.plans.plan(found, [(self.pattern, recipe)])
+    return mq.compress(self.net.params, plan, statistics=statistics)
 
   def scores(self, packed: Any) -> dict[str, Any]:
     return lab.scores(
@@ -74,7 +81,7 @@ def row(bench: Bench, name: str | None, options: dict) -> dict[str, Any]:
   records = mq.plans.records(packed)
   return {
     **found,
-    'recipe': lab_config.label_of(name, options),
+    'recipe': label_of((name, options)),
     'family': name,
     'bits': options.get('bits'),
     'ebw': float(size.ebw),
@@ -86,14 +93,28 @@ def row(bench: Bench, name: str | None, options: dict) -> dict[str, Any]:
   }
 
 
+def label_of(asked: tuple[str | None, dict]) -> str:
+  """What a row is called."""
+  name, options = asked
+  return UNQUANTIZED if name is None else lab_config.label_of(name, options)
+
+
 def rows_of(
   benches: list[Bench],
   asked: list[tuple[str | None, dict]],
   folder: pathlib.Path,
+  run: bool = True,
 ) -> list[dict]:
   """Records of all rows; those that the folder holds are not made again.
 
   One recipe on all networks before the next, while its programs are at hand.
+
+  Args:
+    benches: The networks.
+    asked: Recipes, by name, with options; None for the network as it is.
+    folder: Holds a file of rows for each network.
+    run: Whether to make what is missing; otherwise it is left out, on all
+      networks.
   """
   folder.mkdir(parents=True, exist_ok=True)
   found: dict[str, dict[str, dict]] = {}
@@ -103,7 +124,9 @@ def rows_of(
     found[bench.net.name] = {r['recipe']: r for r in map(json.loads, known)}
   labels = []
   for name, options in asked:
-    label = UNQUANTIZED if name is None else lab_config.label_of(name, options)
+    label = label_of((name, options))
+    if not run and any(label not in found[b.net.name] for b in benches):
+      continue
     labels.append(label)
     for bench in benches:
       done = found[bench.net.name]
@@ -174,10 +197,13 @@ def draw(records: list[dict], footnote: str) -> mpl.Figure:
           label=family,
         )
     base = next(r[what] for r in found if r['recipe'] == UNQUANTIZED)
-    axis.axhline(base, color=style.LINE, ls=style.DASHES, lw=1)
+    axis.axhline(
+      base, color=style.LINE, ls=style.DASHES, lw=1, label=UNQUANTIZED
+    )
     axis.set_yscale('log')
     axis.set_xlabel('stored bits a weight')
-    axis.set_ylabel(label)
+    if not model.endswith('-planted'):  # these share the axis beside them
+      axis.set_ylabel(label)
     style.title(axis, model)
     style.grid(axis)
   handles, names = axes[0, 0].get_legend_handles_labels()
@@ -197,6 +223,7 @@ def networks_table(
   calibration_images=512,
   test_images=500,
   seed=0,
+  run=True,
 ) -> pathlib.Path:
   """Run what is missing and write the page; returns its folder.
 
@@ -210,6 +237,8 @@ def networks_table(
     calibration_images: To calibrate on.
     test_images: To evaluate on, at most.
     seed: Of planting, calibration, steps and noise.
+    run: Whether to make missing rows; otherwise the page has those that are
+      kept, and says which it lacks.
   """
   start = time.perf_counter()
   data = pathlib.Path(data)
@@ -243,8 +272,11 @@ def networks_table(
       Bench(one, test, calibration_data, pattern, calibration_images, seed)
       for one in (net, networks.plant(net, seed))
     ]
-    found = rows_of(benches, asked, pathlib.Path(runs))
-    tables.append(f'{net.name}:\n\n{table(found)}')
+    found = rows_of(benches, asked, pathlib.Path(runs), run)
+    there = {r['recipe'] for r in found}
+    missing = [x for x in map(label_of, asked) if x not in there]
+    said = f'\nNot run yet: {", ".join(missing)}.\n' if missing else ''
+    tables.append(f'{net.name}:\n\n{table(found)}{said}')
     records += found
   return _pages.write(
     out,
@@ -279,7 +311,8 @@ def _about(records: list[dict]) -> str:
     'images of that set. `ebw` counts all stored bits; narrow layers pay for '
     'what is stored by row or padded. In the planted networks channels are '
     'scaled in one weight and back in the next, by powers of two: the same '
-    f'function bit for bit. All rows together took {made:.0f} s.\n'
+    f'function bit for bit. All rows together took {made:.0f} s of a busy '
+    'machine.\n'
   )
 
 

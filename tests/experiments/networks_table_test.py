@@ -81,3 +81,13 @@ def test_rows_that_are_done_are_not_done_again(tmp_path):
   assert [b.asked for b in benches] == [1, 1]
   kept = (tmp_path / 'a.jsonl').read_text().splitlines()
   assert [json.loads(line) for line in kept] == found[:1]
+
+
+def test_what_is_missing_can_be_left_out(tmp_path):
+  asked = [(None, {}), ('rtn', {'bits': 2})]
+  networks_table.rows_of([Bench('a')], asked[:1], tmp_path)
+  of = lambda *names: networks_table.rows_of(
+    [Bench(n) for n in names], asked, tmp_path, run=False
+  )
+  assert [r['recipe'] for r in of('a')] == ['unquantized']
+  assert of('a', 'b') == []
