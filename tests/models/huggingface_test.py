@@ -363,6 +363,9 @@ def test_shards(tiny_llama, tmp_path):
   files = {p.name for p in (tmp_path / 'm').iterdir()}
   assert {n for n in files if 'model' in n} == {'model.safetensors'}
   assert huggingface.load(tmp_path / 'm').config == tiny_llama.config
+  (tmp_path / 'file').write_text('')
+  with pytest.raises(NotADirectoryError, match='file: is a file'):
+    huggingface.save(tmp_path / 'file', tiny_llama)
   with pytest.raises(ValueError, match='max_shard_bytes=0'):
     huggingface.save(tmp_path / 'n', tiny_llama, max_shard_bytes=0)
   assert not (tmp_path / 'n').exists()

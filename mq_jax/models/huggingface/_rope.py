@@ -108,8 +108,10 @@ def read(
         f'a share that turns an even number of the {head_dim} channels',
         share,
       )
-  scaling = _scaling(kind, given, options, size)
   found = Options(inner, where).positive('rope_theta', theta)
+  if kind == 'yarn' and found <= 1:
+    raise options.wrong('rope_theta', 'above 1 for yarn', found)
+  scaling = _scaling(kind, given, options, size)
   return Rope(found, scaling, None if size == head_dim else size)
 
 
@@ -131,6 +133,8 @@ def _scaling(
     case 'linear':
       return rotary.Linear(given.positive('factor'))
     case 'dynamic':
+      if size <= 2:
+        raise options.wrong('head_dim', 'above 2 for dynamic positions', size)
       return rotary.Dynamic(given.positive('factor'), longest)
     case 'llama3':
       low, high = (
@@ -150,6 +154,8 @@ def _scaling(
         given.flag('truncate', True),
       )
     case 'longrope':
+      if length <= 1:
+        raise options.wrong(name, 'above 1', length)
       factor = given.positive('factor', longest / length)
       return rotary.LongRope(
         given.numbers('short_factor', size // 2),

@@ -23,6 +23,9 @@ _STORED = {
   'relu': 'relu',
 }
 
+# Blocks are listed one by one, and a config may lie about their number.
+_MOST_LAYERS = 100_000
+
 # Options that change the function, with the values under which they do not.
 # transformers' own defaults are among them, so an option may be left out.
 _NEUTRAL = {'quantization_config': (None,)}
@@ -120,6 +123,9 @@ def _window(
   if not options.flag('use_sliding_window'):
     return None, None
   size = options.whole('sliding_window')
+  if layers > _MOST_LAYERS:
+    most = f'at most {_MOST_LAYERS} with a sliding window'
+    raise options.wrong('num_hidden_layers', most, layers)
   kinds = options.raw.get('layer_types')
   if kinds is None:
     first = options.raw.get('max_window_layers')

@@ -284,12 +284,16 @@ def _checked(
   found: dict[str, np.ndarray], config: decoder.DecoderConfig, where: str
 ) -> dict[str, np.ndarray]:
   """The tensors if they are those of the config, by their full names."""
-  if config.num_hidden_layers > len(found):
+  for many, what in (
+    (config.num_hidden_layers, 'layers'),
+    (config.num_experts, 'experts'),
+  ):
     # Also keeps a lying config from making up names by the billion.
-    raise ValueError(
-      f'{where}: the config calls for {config.num_hidden_layers} layers, the '
-      f'checkpoint has only {len(found)} tensors'
-    )
+    if many > len(found):
+      raise ValueError(
+        f'{where}: the config calls for {many} {what}, the checkpoint has '
+        f'only {len(found)} tensors'
+      )
   prefix = names.base_prefix(config)
   if not any(name.startswith(prefix) for name in found):
     # Saved without its head, as GPT-2 is on the hub.

@@ -172,6 +172,8 @@ def write_tensors(
   """
   special = {f'{w}_token_id': raw[f'{w}_token_id'] for w in ('bos', 'eos')}
   folder = pathlib.Path(folder)
+  if folder.exists() and not folder.is_dir():
+    raise NotADirectoryError(f'{folder}: is a file, a folder is to be written')
   folder.parent.mkdir(parents=True, exist_ok=True)
   # In the folder itself where there is one: its parent may be read-only.
   beside = folder if folder.is_dir() else folder.parent
