@@ -6,7 +6,8 @@
 Of each model, cache and number of texts side by side: seconds to compile the
 prompt and the step (all new tokens are one program, a loop of one step), then,
 compiled, seconds of the prompt and tokens a second of all rows, and what the
-cache holds in bits an element and in bytes against what it would in float32.
+cache stores in bits an element and in bytes, and the bytes of its arrays.
+Tokens a second of CPU time tell something on a machine that is busy otherwise.
 The floor is the matmuls of one token by the rate of a product of a matrix and
 a vector that this machine reaches in the same run, if one row is written.
 
@@ -15,6 +16,7 @@ Figures are in experiments/results/generation_rate.md.
 
 import argparse
 import json
+import os
 import time
 from typing import Any
 
@@ -87,7 +89,9 @@ def measure(
   found = jax.block_until_ready(rest(state))
   done = time.perf_counter()
   prompt_seconds = quantize_rate.median_seconds(first, repeats)
+  cpu = time.process_time()
   steps_seconds = quantize_rate.median_seconds(lambda: rest(state), repeats)
+  cpu = (time.process_time() - cpu) / (repeats + 1)
   bits = caches.total_bits(policy, found.caches)
   return {
     'model': model.name,
@@ -97,9 +101,9 @@ def measure(
     'compile_step_seconds': done - begun - steps_seconds,
     'prompt_seconds': prompt_seconds,
     'tokens_per_second': batch * (count - 1) / steps_seconds,
+    'tokens_per_cpu_second': batch * (count - 1) / cpu,
     'cache_ebw': float(bits.ebw),
     'cache_bytes': int(float(bits.total) / 8),
-    'full_bytes': int(float(bits.elements) * 4),
     'allocated_bytes': sum(x.nbytes for x in jax.tree.leaves(found.caches)),
   }
 
@@ -113,12 +117,13 @@ def table(rows: list[dict[str, Any]]) -> str:
     'compile: prompt, step [s]',
     'prompt [s]',
     'tokens/s',
+    'tokens/s of CPU',
     'share of floor',
     'bits an element',
     'bytes stored',
     'allocated',
   )
-  lines = [heads, ('---',) * 2 + ('---:',) * 8]
+  lines = [heads, ('---',) * 2 + ('---:',) * 9]
   for row in rows:
     lines.append(
       (
@@ -129,6 +134,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         f'{row["compile_step_seconds"]:.1f}',
         f'{row["prompt_seconds"]:.3g}',
         f'{row["tokens_per_second"]:.4g}',
+        f'{row["tokens_per_cpu_second"]:.4g}',
         f'{row["share_of_floor"]:.2f}' if 'share_of_floor' in row else '',
         f'{row["cache_ebw"]:.3g}',
         row['cache_bytes'],
@@ -160,7 +166,8 @@ def main(argv: list[str] | None = None) -> None:
   if arguments.json:
     print(json.dumps({'weights_per_second': rate, 'rows': rows}))
     return
-  print(f'{rate:.3g} weights a second through a matrix-vector product.\n')
+  print(f'{rate:.3g} weights a second through a matrix-vector product, load')
+  print(f'{os.getloadavg()[0]:.1f} on {len(os.sched_getaffinity(0))} cores.\n')
   print(table(rows))
 
 

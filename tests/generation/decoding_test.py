@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mq_jax import caches, generation
+from mq_jax import caches, generation, plans, recipes, sites
 from mq_jax.evaluation import cached
 from mq_jax.models import decoder
 
@@ -159,6 +159,26 @@ class count_compiles:
   def __exit__(self, *_):
     after = [p._cache_size() for p in self.programs]
     self.found += [b - a for a, b in zip(self.before, after) if a != b]
+
+
+@pytest.mark.slow
+def test_compressed_models_with_quantized_inputs():
+  config, params, apply = make('llama')
+  functional = decoder.functional(config)
+  found = sites.find(functional, params, TOKENS)
+  token = {'format': 'token', 'bits': 4}
+  recipe = recipes.make('rtn', bits=8, group=8, activations=token)
+  packed = plans.compress(params, plans.uniform(found, recipe))
+  f, given = plans.runnable(functional, packed)
+  whole = cache_oracles.jit(f)(given, TOKENS)
+  assert np.abs(whole - apply(params, TOKENS)).max() > 0.1
+  # Each token is rounded alone, so one by one they come out the same.
+  read, _ = plans.runnable(cached.through_cache(config, caches.full()), packed)
+  rows = cache_oracles.jit(read)(given, TOKENS)
+  np.testing.assert_allclose(rows, whole, atol=1e-3)
+  generated = generation.generate(config, given, list(TOKENS), 1)
+  likeliest = np.asarray(whole)[:, -1].argmax(-1)
+  np.testing.assert_array_equal(generated.tokens[:, 0], likeliest)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 import json
 
-import numpy as np
 import pytest
 
 from mq_jax import caches, generation
@@ -29,14 +28,14 @@ def test_text_as_it_comes_and_the_same_as_json(tiny, capsys):
   found = json.loads(ran(capsys, *arguments, '--json').out)
   model = opening.open_any(tiny)
   prompt = [model.bos, *model.tokenizer.encode('The café').ids]
-  expected = generation.generate(
+  states = generation.stream(
     model.config,
     model.params,
-    [prompt],
+    prompt,
     12,
     policy=caches.kivi(2, group=4, residual=4),
   )
-  tokens = np.asarray(expected.tokens[0]).tolist()
+  tokens = [int(state.token[0]) for state in states]
   whole = model.tokenizer.decode(prompt + tokens)
   assert '<s>The café' + found['text'] == whole
   assert found['tokens'] == 12 and found['prompt_tokens'] == len(prompt) == 10
