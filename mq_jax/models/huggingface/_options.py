@@ -5,6 +5,23 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+# Activations by the names of transformers, and how ours are stored.
+ACTIVATIONS = {
+  'silu': 'silu',
+  'swish': 'silu',
+  'gelu': 'gelu',
+  'gelu_new': 'gelu_tanh',
+  'gelu_pytorch_tanh': 'gelu_tanh',
+  'gelu_fast': 'gelu_tanh',
+  'relu': 'relu',
+}
+STORED = {
+  'silu': 'silu',
+  'gelu': 'gelu',
+  'gelu_tanh': 'gelu_new',
+  'relu': 'relu',
+}
+
 
 class Options(NamedTuple):
   """An object of a config, with the place that messages name.
