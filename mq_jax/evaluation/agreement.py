@@ -83,7 +83,8 @@ def compare(
       function.
     reference_params: Its parameters.
     windows: As in `perplexity.evaluate`.
-    batch: Windows at a time; it does not change the result but for rounding.
+    batch: Windows at a time, at most (see `perplexity.fitting`); it
+      changes rounding only.
     n_bytes: Length of the predicted text, for bits per byte.
     counted: As in `perplexity.evaluate`.
     progress: Called with the windows done and their total after each batch.
@@ -106,6 +107,7 @@ def compare(
       'predictions of different vocabularies can not be compared'
     )
   one = lambda *batch: _sums(apply, reference, params, reference_params, *batch)
+  batch = perplexity.fitting(batch, counted.shape[1], params)
   sums = perplexity.in_batches(one, windows, counted, batch, progress)
   each = counted.sum(axis=-1)
   tokens = int(each.sum())

@@ -275,6 +275,8 @@ def _log_likelihoods(
     said = None
     if progress is not None:
       said = lambda k, _, done=done: progress(done + k, len(sequences))
-    found[members] = -perplexity.in_batches(one, windows, counted, batch, said)
+    found[members] = -perplexity.in_batches(
+      one, windows, counted, perplexity.fitting(batch, size, params), said
+    )
     done += len(members)
   return found

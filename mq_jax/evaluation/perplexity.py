@@ -11,6 +11,10 @@ import numpy as np
 from mq_jax import sharding
 from mq_jax.evaluation import predictions
 
+# Of a batch on a CPU. Of the reference model on two cores, one window of 256
+# takes 220 us a token, four at once 270, eight 285.
+_CPU_TOKENS = 256
+
 # (params, tokens i32[b, t]) -> logits [b, t, v]
 Apply = Callable[[Any, jax.Array], jax.Array]
 
@@ -73,7 +77,7 @@ def evaluate(
     apply: `(params, tokens i32[b, t]) -> logits [b, t, v]`.
     params: Any tree of arrays.
     windows: Tokens; each window predicts all but its first. i32[w, t + 1].
-    batch: Windows at a time; it does not change the result but for rounding.
+    batch: Windows at a time, at most (see `fitting`); it changes rounding only.
     n_bytes: Length of the predicted text, for bits per byte.
     counted: Which predicted tokens count; None for all. bool[w, t].
     progress: Called with the windows done and their total after each batch.
@@ -89,6 +93,7 @@ def evaluate(
   if n_bytes is not None and n_bytes < 1:
     raise ValueError(f'batch={batch} and n_bytes={n_bytes} must be positive')
   counted = checked(windows, counted, batch)
+  batch = fitting(batch, counted.shape[1], params)
   one = lambda *batch: window_nll(apply, params, *batch)
   sums = in_batches(one, windows, counted, batch, progress)
   return scores(math.fsum(sums), int(counted.sum()), n_bytes)
@@ -145,6 +150,24 @@ def checked(
       'true somewhere'
     )
   return counted
+
+
+def fitting(batch: int, length: int, params: Any) -> int:
+  """Windows at a time that the machine likes, `batch` at most.
+
+  A CPU is fastest while activations stay in its caches; a mesh needs whole
+  batches to divide.
+
+  Args:
+    batch: Windows at a time that were asked for.
+    length: Tokens of a window.
+    params: Of the model, where they are.
+  """
+  arrays = [x for x in jax.tree.leaves(params) if isinstance(x, jax.Array)]
+  divided = any(len(x.sharding.device_set) > 1 for x in arrays)
+  if divided or jax.default_backend() != 'cpu':
+    return batch
+  return min(batch, max(1, _CPU_TOKENS // length))
 
 
 def in_batches(

@@ -7,6 +7,7 @@ import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mq_jax import sharding
 from mq_jax.evaluation import cuts, perplexity
 
 
@@ -200,3 +201,13 @@ def test_bytes_of_a_character_vocabulary(babyllama):
   for length, limit in ((0, None), (5, 0)):
     with pytest.raises(ValueError, match='at least 1'):
       cuts.text_windows(babyllama.tokenizer, text, length, 1, limit)
+
+
+def test_windows_at_a_time_on_a_cpu(tiny_llama):
+  fitting = lambda length, params: perplexity.fitting(16, length, params)
+  assert fitting(256, tiny_llama.params) == fitting(4096, {}) == 1
+  assert fitting(64, tiny_llama.params) == 4
+  assert fitting(3, tiny_llama.params) == 16
+  # A mesh needs the whole batch, which it divides.
+  divided = sharding.on_mesh(tiny_llama, sharding.make_mesh(data=2))
+  assert fitting(256, divided.params) == 16
