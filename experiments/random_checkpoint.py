@@ -6,8 +6,9 @@
 For measuring how large models stream and how much memory they need, where no
 trained one can be had: a Hugging Face folder in shards, with a tokenizer of
 single bytes so that any text can be read. The weights of a tensor depend on
-the seed and its name alone. Writes about 100 MB/s of bfloat16 on one core;
-only one tensor is in memory at a time.
+the seed and its name alone. Only one tensor is in memory at a time: 1.1 B
+parameters took 94 s and at most 0.57 GB resident, on two cores with much else
+to do (load 7).
 """
 
 import argparse

@@ -1,1 +1,1 @@
-"""Reference models in Flax NNX and readers of Hugging Face checkpoints."""
+"""Models in Flax NNX and readers of their checkpoints."""
