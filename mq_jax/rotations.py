@@ -30,11 +30,11 @@ def blocks_of(length: int) -> tuple[int, ...]:
 
 @functools.cache
 def _matrix(size: int) -> np.ndarray:
-  """Sylvester's Hadamard matrix f32[size, size], orthogonal."""
+  """Sylvester's Hadamard matrix f32[size, size], of 1 and -1."""
   matrix = np.ones((1, 1))
   while len(matrix) < size:
     matrix = np.block([[matrix, matrix], [matrix, -matrix]])
-  return (matrix / np.sqrt(size)).astype(np.float32)
+  return matrix.astype(np.float32)
 
 
 def hadamard(x: jax.Array, axis: int = -1) -> jax.Array:
@@ -75,7 +75,7 @@ def _one_block(x: jax.Array, size: int) -> jax.Array:
   y = x.reshape(*x.shape[:-1], high, low)
   y = jnp.matmul(y, jnp.asarray(_matrix(low)), precision=exact)
   y = jnp.einsum('...hl,hg->...gl', y, _matrix(high), precision=exact)
-  return y.reshape(x.shape)
+  return y.reshape(x.shape) * np.float32(1 / np.sqrt(size))
 
 
 def draw_signs(seed: int, length: int) -> jax.Array:

@@ -198,7 +198,7 @@ class MXInt:
 
   Examples:
     >>> MXInt(4, group=2, exponent='ceil')(jnp.array([[7.0, 2.4, 0.5, 0.3]]))
-    Array([[7.   , 2.   , 0.5  , 0.25 ]], dtype=float32)
+    Array([[7.  , 2.  , 0.5 , 0.25]], dtype=float32)
   """
 
   bits: ArrayLike = 8

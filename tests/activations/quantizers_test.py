@@ -1,12 +1,14 @@
 """Quantizers of rows against plain numpy, and their gradients."""
 
+import doctest
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mq_jax import activations
-from mq_jax.activations import MXInt, Tensor, Token
+from mq_jax import activations, rotations
+from mq_jax.activations import MXInt, Tensor, Token, _options, _quantizers
 
 QUANTIZERS = [
   Token(4),
@@ -216,3 +218,9 @@ def test_options_survive_json():
     made = activations.from_json(spec)
     assert activations.from_json(made.to_json()) == made
     assert hash(made) == hash(activations.from_json(spec))
+
+
+def test_examples():
+  for module in (_quantizers, _options, rotations):
+    found = doctest.testmod(module)
+    assert found.attempted and not found.failed, module
