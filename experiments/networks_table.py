@@ -206,8 +206,13 @@ def draw(records: list[dict], footnote: str) -> mpl.Figure:
       axis.set_ylabel(label)
     style.title(axis, model)
     style.grid(axis)
-  handles, names = axes[0, 0].get_legend_handles_labels()
-  fig.legend(handles, names, loc='outside right upper', frameon=False)
+  known: dict[str, Any] = {}
+  for axis in axes.flat:  # not every network has every recipe
+    handles, names = axis.get_legend_handles_labels()
+    known |= dict(zip(names, handles))
+  fig.legend(
+    known.values(), known.keys(), loc='outside right upper', frameon=False
+  )
   style.footnote(fig, footnote)
   return fig
 
