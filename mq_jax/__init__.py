@@ -23,17 +23,20 @@ if typing.TYPE_CHECKING:  # what the names are, for editors and type checkers
   from mq_jax import (
     activations,
     allocation,
+    caches,
     calibration,
     clusters,
     compensation,
     equalization,
     formats,
+    generation,
     hardware,
     layouts,
     plans,
     recipes,
     sites,
     steps,
+    streaming,
   )
   from mq_jax.calibration import calibrate
   from mq_jax.clusters import Cluster, chain, lift, new_cluster, within
@@ -52,6 +55,7 @@ __all__ = [
   'Status',
   'activations',
   'allocation',
+  'caches',
   'calibrate',
   'calibration',
   'chain',
@@ -61,6 +65,7 @@ __all__ = [
   'dequantize',
   'equalization',
   'formats',
+  'generation',
   'hardware',
   'layouts',
   'lift',
@@ -70,6 +75,7 @@ __all__ = [
   'recipes',
   'sites',
   'steps',
+  'streaming',
   'within',
 ]
 
