@@ -86,7 +86,10 @@ ALL = (
   recipes.gptq(bits=3, group=16),
   recipes.gptq(bits=3, group=16, order='activation'),
   recipes.microscopiq(bits=2, block=8),
-  recipes.microscopiq(bits=2, block=16, axis='in'),
+  pytest.param(
+    recipes.microscopiq(bits=2, block=16, axis='in'),
+    marks=pytest.mark.slow,
+  ),
   recipes.fineq(compensate=True),
 )
 

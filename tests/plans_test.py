@@ -83,7 +83,10 @@ def test_statistics_merge(case):
   [
     mq.recipes.none(),
     pytest.param(mq.recipes.gptq(bits=4, group=8), marks=pytest.mark.slow),
-    mq.recipes.microscopiq(bits=4, block=16),
+    pytest.param(
+      mq.recipes.microscopiq(bits=4, block=16), marks=pytest.mark.slow
+    ),
+    mq.recipes.rtn(bits=4, group=8),
   ],
   ids=lambda r: r.label,
 )

@@ -96,7 +96,7 @@ def test_calibration_and_evaluation_on_a_mesh(tiny_llama, data, model):
 def test_a_batch_is_divided():
   mesh = sharding.make_mesh(2, 1)
   seen = []
-  apply = sharding._divided(lambda params, x: x + 1, mesh)
+  apply = sharding.divided(lambda params, x: x + 1, mesh)
   for count in (4, 3):  # 3 can't be
     seen.append(jax.jit(apply)({}, jnp.zeros((count, 2))))
   assert [x.sharding.is_fully_replicated for x in seen] == [False, True]

@@ -33,7 +33,6 @@ CONFIG = decoder.DecoderConfig(
 TOKENS = np.random.default_rng(0).integers(0, 96, (3, 4, 24)).astype(np.int32)
 RECIPES = {
   'gptq': recipes.gptq(bits=3, group=16),
-  'microscopiq': recipes.microscopiq(bits=2),
   'rtn': recipes.rtn(bits=4, group=16),
 }
 
@@ -110,10 +109,8 @@ def test_later_blocks_see_what_the_quantized_ones_give(params, blocks):
 
 
 def test_goes_on_from_a_block_to_the_same_bits(blocks):
-  plan = plans.uniform(
-    streaming.find_sites(blocks, TOKENS[0]), RECIPES['microscopiq']
-  )
-  steps = _streamed(blocks, RECIPES['microscopiq'])
+  plan = plans.uniform(streaming.find_sites(blocks, TOKENS[0]), RECIPES['gptq'])
+  steps = _streamed(blocks, RECIPES['gptq'])
   (again,) = streaming.quantize(blocks, plan, steps[0].carried, start=1)
   assert again.index == 1
   _assert_equal(jax.tree.leaves(again.params), jax.tree.leaves(steps[1].params))

@@ -19,8 +19,18 @@ QUANTIZERS = [
   MXInt(4, group=8),
   MXInt(8, group=16, exponent='ceil'),
 ]
+# One of each kind by default.
+LONGER = (Token(3, clip=0.7), MXInt(8, group=16, exponent='ceil'))
 every = pytest.mark.parametrize(
-  'quantizer', QUANTIZERS, ids=lambda q: activations.Activations(q).label
+  'quantizer',
+  [
+    pytest.param(
+      q,
+      id=activations.Activations(q).label,
+      marks=[pytest.mark.slow] if q in LONGER else [],
+    )
+    for q in QUANTIZERS
+  ],
 )
 
 

@@ -171,6 +171,7 @@ def written_out(plain, inputs, x):
   return jnp.einsum('kn,bk->nb', plain['last'], q('last', h))
 
 
+@pytest.mark.slow
 def test_what_is_calibrated_is_what_is_seen(case):
   params, x, sites, statistics = case
   some = [site for site in sites if site.name in ('first', 'conv')]

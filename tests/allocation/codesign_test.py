@@ -261,6 +261,7 @@ def test_bad_input_is_named(change, message):
     change()
 
 
+@pytest.mark.slow
 def test_budgets_out_of_reach_are_named():
   with pytest.raises(allocation.InfeasibleError, match='smallest accelerator'):
     codesign.search(_task(area=9_000.0), key=jax.random.key(0))

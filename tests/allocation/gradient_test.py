@@ -32,7 +32,11 @@ def _problem(rng, sites=32, candidates=5, quantities=1):
 
 @pytest.mark.parametrize(
   'quantities, draws',
-  [(1, 100), pytest.param(2, 40, marks=pytest.mark.slow)],
+  [
+    (1, 20),
+    pytest.param(1, 100, marks=pytest.mark.slow),
+    pytest.param(2, 40, marks=pytest.mark.slow),
+  ],
 )
 def test_within_one_percent_of_the_optimum(quantities, draws):
   rng = np.random.default_rng(quantities)

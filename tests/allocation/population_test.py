@@ -175,6 +175,7 @@ def test_policy_comes_near_the_optimum():
     assert loss(problem, choice) <= 1.15 * best
 
 
+@pytest.mark.slow
 def test_policy_on_the_noisy_bandit_of_the_notes():
   # Eight decisions of three, reward with noise 0.05, one budget.
   rng = np.random.default_rng(0)

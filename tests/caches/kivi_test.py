@@ -128,6 +128,7 @@ def test_limit_of_a_long_text():
   assert policy.bits(full).ebw == 3
 
 
+@pytest.mark.slow
 def test_a_row_is_what_it_is_alone(given):
   """Rows of different lengths, padded on either side, side by side."""
   policy = caches.kivi(2, **SMALL)

@@ -112,6 +112,7 @@ def test_mikv_with_nothing_important_is_rounding(given):
   assert bits_of(policy, cache).ebw_paper == 3 + 32 / 8
 
 
+@pytest.mark.slow
 def test_mikv_demotes_for_good_and_balances_keys(given):
   policy = caches.mikv(bits=2, high_bits=8, ratio=0.5)
   _, cache, (k, _, _) = drive(policy, given, FIRST, T)

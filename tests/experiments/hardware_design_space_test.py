@@ -92,6 +92,7 @@ def test_rounded_designs_are_legal():
     np.testing.assert_array_equal(np.tile(x, 2), y)
 
 
+@pytest.mark.slow
 def test_gradients_descend(loose):
   # Of the sizes of the small study, so that both compile once.
   low = np.log(np.array([8, 32, 1, 2**14, 2**16], np.float32))

@@ -116,6 +116,7 @@ def test_greedy_is_what_the_whole_gives(name):
   assert stopped.caches[0].length.tolist() == [8 + ends, 4 + 7]
 
 
+@pytest.mark.slow
 def test_sampled_stream_is_generate_and_compiles_once():
   config, params, _ = make('llama')
   policy = caches.kivi(2, group=4, value_group=8, residual=4)

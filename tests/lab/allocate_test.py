@@ -359,6 +359,7 @@ def test_test_and_search_may_not_share_text(
   assert 'repeat the test text' in message
 
 
+@pytest.mark.slow
 def test_an_infeasible_budget_names_the_smallest(
   usual, tmp_path, capsys, monkeypatch
 ):

@@ -230,6 +230,7 @@ def test_first_and_last(images):
   assert len(networks.last(data, 99).images.pixels) == 20
 
 
+@pytest.mark.slow
 def test_equal_on_a_mesh(folders, images):
   net = opening.open_model(folders['dit'], 'data=2')
   one = opening.open_model(folders['dit'])

@@ -173,6 +173,7 @@ def test_planting_keeps_the_function(case, folder, golden):
   assert sum(new[name] > 2 * old[name] for name in old) > len(old) / 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   'case, pattern',
   [

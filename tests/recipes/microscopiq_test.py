@@ -27,6 +27,7 @@ def test_values_are_those_of_the_oracle(bits, prune):
       np.testing.assert_allclose(values[part], expected, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_blocks_along_the_inputs_are_those_of_the_transpose():
   weight = student((256, 24))
   options = {'bits': 2, 'compensate': False}
@@ -105,6 +106,7 @@ def test_meta_exists_only_where_outliers_are():
   assert packed.nbytes == 4 * (256 // 4 + 2 + 4) + 4 * 4
 
 
+@pytest.mark.slow
 def test_clipped_inliers_are_those_of_the_oracle_on_clipped_weights():
   weight = student((8, 128))
   recipe = recipes.microscopiq(bits=2, sigma=2.5, inlier_clip=0.6)

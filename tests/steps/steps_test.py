@@ -138,6 +138,7 @@ def test_split_then_merge_gives_the_values_back(bits, size):
     assert set(lower) == set(np.flatnonzero(~np.asarray(done.kept[i])))
 
 
+@pytest.mark.slow
 def test_prescaling_changes_nothing_unless_the_byte_saturates():
   weight = 0.05 * jax.random.t(jax.random.key(0), 3.0, (200, 16))
 

@@ -157,7 +157,21 @@ SOLVERS = {
 }
 
 
-@pytest.mark.parametrize('recipe', RECIPES, ids=lambda r: r[0].label)
+# Of each kind of layout one by default; more of a kind take their time.
+LONGER = {
+  recipes.gptq(bits=5, group=8, order='activation').label,
+  recipes.microscopiq(bits=4, sigma=1.5, block=16, micro_block=4).label,
+  recipes.microscopiq(bits=3, sigma=1.5, block=16, axis='in').label,
+  recipes.microscopiq(bits=2, sigma=1.5, block=16, prune=False).label,
+}
+
+
+def _marked(entry):
+  marks = [pytest.mark.slow] if entry[0].label in LONGER else []
+  return pytest.param(entry, marks=marks, id=entry[0].label)
+
+
+@pytest.mark.parametrize('recipe', [_marked(entry) for entry in RECIPES])
 def test_recipe(recipe):
   testing.check_recipe(recipe[0], **recipe[1])
 
