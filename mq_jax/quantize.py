@@ -264,6 +264,10 @@ def _sizes_batch(weights, hessians, errors):
   return _each(_sizes, weights, hessians, errors)
 
 
+# A group as long as the widest layers: one scale per output in all of them.
+_LARGE_GROUP = 1 << 15
+
+
 def check_matrix(
   name: str,
   weight: jax.Array,
@@ -299,14 +303,21 @@ def check_matrix(
         f'{name}: {kind} has {int(jnp.sum(~finite))} values that are not '
         f'finite, the first at {where}: {float(array[where])}'
       )
+  k = weight.shape[-2]
   if hessian is not None:
-    k = weight.shape[-2]
     need = (*weight.shape[:-2], k, k)
     if hessian.shape != need:
       raise ValueError(
         f'{name}: hessian has shape {hessian.shape}; weight of shape '
         f'{weight.shape} needs {need}'
       )
+  group = getattr(recipe and recipe.rows, 'group', None)
+  # The last group is filled up, in memory only, but that must be had.
+  if isinstance(group, int) and group > max(_LARGE_GROUP, 8 * k):
+    raise ValueError(
+      f'{name}: {recipe.label}: group={group} is far more than the {k} inputs; '
+      f'group={k} is one for all of them'
+    )
   if recipe is not None and isinstance(recipe.rows, BlockParts):
     try:
       recipe.rows.check(*weight.shape[-2:])

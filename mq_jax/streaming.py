@@ -3,7 +3,7 @@
 Activations of the calibration data wait on the host between two blocks. They
 are carried through the blocks as they are quantized, so that a block is
 calibrated on what it will be given (GPTQ, arXiv 2210.17323, section 4 "Setup"
-does the same), or through the original ones.
+does the same; the section is recalled), or through the original ones.
 """
 
 import collections

@@ -44,6 +44,15 @@ def test_unusable_hessians_are_refused(hessian, match):
     mq.quantize_matrix(weights(), mq.recipes.gptq(), hessian=hessian)
 
 
+def test_groups_far_beyond_the_inputs_are_refused():
+  with pytest.raises(ValueError, match='group=1000000 is far more than the 32'):
+    mq.quantize_matrix(weights(), mq.recipes.rtn(group=1000000))
+  # One scale per output of any layer is asked for by a large group.
+  wide = mq.quantize_matrix(weights(), mq.recipes.rtn(bits=3, group=4096))
+  own = mq.quantize_matrix(weights(), mq.recipes.rtn(bits=3, group=32))
+  np.testing.assert_array_equal(wide.dequantize(), own.dequantize())
+
+
 def test_a_missing_hessian_is_a_status():
   recipe = mq.recipes.gptq(bits=3, group=32)
   q = mq.quantize_matrix(weights(), recipe)

@@ -11,7 +11,7 @@ import numpy as np
 
 from mq_jax import layouts
 from mq_jax.exporting import plain
-from mq_jax.models import huggingface
+from mq_jax.models import expected, huggingface
 from mq_jax.models.huggingface import compressed_tensors
 from mq_jax.quantize import QuantizedMatrix
 
@@ -75,7 +75,7 @@ def to_compressed_tensors(
     if entry.transposed:
       others.add(module)
     like[name] = jax.ShapeDtypeStruct(entry.shape, stored)
-    sources[name] = lambda name=name: huggingface.finite(
+    sources[name] = lambda name=name: expected.finite(
       dense(name), stored, f'{folder}: {name}'
     )
   if not schemes:

@@ -344,13 +344,3 @@ def _masked_scores(apply, params, asked, places, wanted):
   scores = apply(params, asked)
   scores = jnp.take_along_axis(scores, places[..., None], axis=1)
   return predictions.nll_per_token(scores, wanted), scores.argmax(-1) == wanted
-
-
-def described(net: networks.Network) -> tuple[dict[str, Any], str | None]:
-  """What an artifact keeps of a network beside weights."""
-  pixels = None if net.pixels is None else net.pixels._asdict()
-  tokenizer = net.tokenizer
-  return (
-    {'name': net.name, 'config': networks.to_json(net), 'pixels': pixels},
-    None if tokenizer is None else tokenizer.to_str(pretty=True),
-  )

@@ -11,7 +11,6 @@ from typing import Any
 import tokenizers
 
 from mq_jax import artifacts, equalization, sharding, streaming
-from mq_jax.lab import networks as lab_networks
 from mq_jax.models import bundled, decoder, huggingface, networks
 
 LanguageModel = huggingface.LanguageModel
@@ -111,15 +110,19 @@ def described(
 ) -> tuple[dict[str, Any], str | None]:
   """What an artifact keeps of a model beside weights: config and tokenizer."""
   if isinstance(model, Network):
-    return lab_networks.described(model)
-  config = {
-    **huggingface.write_config(model.config),
-    'bos_token_id': model.bos,
-    'eos_token_id': model.eos,
-  }
+    kept = {'config': networks.to_json(model)}
+    kept['pixels'] = None if model.pixels is None else model.pixels._asdict()
+  else:
+    kept = {
+      'config': {
+        **huggingface.write_config(model.config),
+        'bos_token_id': model.bos,
+        'eos_token_id': model.eos,
+      }
+    }
   tokenizer = model.tokenizer
   return (
-    {'name': model.name, 'config': config},
+    {'name': model.name, **kept},
     None if tokenizer is None else tokenizer.to_str(pretty=True),
   )
 

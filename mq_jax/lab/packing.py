@@ -24,7 +24,7 @@ from mq_jax.models import tensors
 from mq_jax.plans import Plan
 from mq_jax.streaming import Blocks
 
-_BLOCKS, _PACKED = 'blocks.jsonl', 'packed.bin'
+_BLOCKS = 'blocks.jsonl'
 
 
 class Packed(NamedTuple):
@@ -35,13 +35,11 @@ class Packed(NamedTuple):
     records: One record a site, see `plans.records`.
     seconds: Spent on each part of the work, by all processes that had a part
       in it: read, calibrate, solve, carry, write.
-    done_before: Blocks that were done when it began.
   """
 
   manifest: dict
   records: list[dict]
   seconds: dict[str, float]
-  done_before: int
 
 
 def check(path: pathlib.Path, setup: Mapping[str, Any]) -> bool:
@@ -121,7 +119,6 @@ def pack(
     manifest,
     [record for line in lines for record in line['records']],
     _total([line['seconds'] for line in lines]),
-    before,
   )
 
 

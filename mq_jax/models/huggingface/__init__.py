@@ -14,7 +14,6 @@ from mq_jax.models.huggingface.names import Entry, Path, expected_tensors
 from mq_jax.models.huggingface.reading import (
   Checkpoint,
   LanguageModel,
-  finite,
   load,
   open_folder,
 )
@@ -35,7 +34,6 @@ __all__ = [
   'Path',
   'SHARD_BYTES',
   'expected_tensors',
-  'finite',
   'joined',
   'leaf',
   'load',

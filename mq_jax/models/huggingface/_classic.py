@@ -2,9 +2,9 @@
 
 from typing import Any
 
+from mq_jax.models import options as options_lib
 from mq_jax.models.decoder import DecoderConfig
-from mq_jax.models.huggingface import _options
-from mq_jax.models.huggingface._options import Options
+from mq_jax.models.options import Options
 
 
 def read_opt(options: Options, family: str) -> DecoderConfig:
@@ -24,7 +24,7 @@ def read_opt(options: Options, family: str) -> DecoderConfig:
     qkv_bias=biased,
     o_bias=biased,
     mlp_bias=biased,
-    activation=options.choice('activation_function', _options.ACTIVATIONS),
+    activation=options.choice('activation_function', options_lib.ACTIVATIONS),
   )
 
 
@@ -61,7 +61,7 @@ def write_opt(c: DecoderConfig) -> dict[str, Any]:
     'do_layer_norm_before': True,
     'enable_bias': c.o_bias,
     'layer_norm_elementwise_affine': True,
-    'activation_function': _options.STORED[c.activation],
+    'activation_function': options_lib.STORED[c.activation],
     'tie_word_embeddings': c.tie_word_embeddings,
   }
 
@@ -79,7 +79,7 @@ def read_gpt2(options: Options, family: str) -> DecoderConfig:
     qkv_bias=True,
     o_bias=True,
     mlp_bias=True,
-    activation=options.choice('activation_function', _options.ACTIVATIONS),
+    activation=options.choice('activation_function', options_lib.ACTIVATIONS),
   )
 
 
@@ -92,6 +92,6 @@ def write_gpt2(c: DecoderConfig) -> dict[str, Any]:
     'n_head': c.num_attention_heads,
     'n_positions': c.max_position_embeddings,
     'layer_norm_epsilon': c.norm_eps,
-    'activation_function': _options.STORED[c.activation],
+    'activation_function': options_lib.STORED[c.activation],
     'tie_word_embeddings': c.tie_word_embeddings,
   }

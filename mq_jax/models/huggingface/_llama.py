@@ -2,9 +2,10 @@
 
 from typing import Any
 
+from mq_jax.models import options as options_lib
 from mq_jax.models.decoder import DecoderConfig
-from mq_jax.models.huggingface import _options, _rope
-from mq_jax.models.huggingface._options import Options
+from mq_jax.models.huggingface import _rope
+from mq_jax.models.options import Options
 
 # Blocks are listed one by one, and a config may lie about their number.
 _MOST_LAYERS = 100_000
@@ -65,7 +66,7 @@ def read(options: Options, family: str) -> DecoderConfig:
     qkv_bias=family == 'qwen2' or biased,
     o_bias=biased,
     mlp_bias=options.flag('mlp_bias'),
-    activation=options.choice('hidden_act', _options.ACTIVATIONS),
+    activation=options.choice('hidden_act', options_lib.ACTIVATIONS),
     num_experts=options.whole('num_local_experts') if experts else 0,
     experts_per_token=options.whole('num_experts_per_tok') if experts else 0,
   )
@@ -107,7 +108,7 @@ def write(c: DecoderConfig) -> dict[str, Any]:
   fields = {
     **_sizes(c),
     'rms_norm_eps': c.norm_eps,
-    'hidden_act': _options.STORED[c.activation],
+    'hidden_act': options_lib.STORED[c.activation],
     **_rope.write(c, phi=c.family == 'phi3'),
   }
   if c.family in ('llama', 'qwen3'):

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from mq_jax.models.decoder import DecoderConfig, rotary
-from mq_jax.models.huggingface._options import Options
+from mq_jax.models.options import Options
 
 _NEEDED = {
   'default': frozenset(),

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from mq_jax.models.decoder import DecoderConfig
 from mq_jax.models.huggingface import _classic, _llama
-from mq_jax.models.huggingface._options import Options
+from mq_jax.models.options import Options
 
 # Options that change the function, with the values under which they do not.
 # transformers' own defaults are among them, so an option may be left out.

@@ -1,7 +1,6 @@
 """Checkpoints opened, checked, and read whole or a block at a time."""
 
 import dataclasses
-import difflib
 import os
 import pathlib
 import re
@@ -13,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import tokenizers
 
-from mq_jax.models import decoder, tensors
+from mq_jax.models import decoder, expected, tensors
 from mq_jax.models.huggingface import compressed_tensors, names
 from mq_jax.models.huggingface.configs import read_config
 
@@ -23,7 +22,6 @@ _IGNORED = re.compile(
   r'|transformer\.h\.\d+\.attn\.(masked_)?bias'
 )
 _HEAD = 'lm_head.weight'
-_DTYPES = ('float32', 'float16', 'bfloat16')
 
 _DOWNLOADED = [
   'config.json',
@@ -127,7 +125,8 @@ class Checkpoint:
     params: dict = {}
     stacks: dict[names.Path, dict[int, np.ndarray]] = {}
     for name, entry in entries.items():
-      array = finite(self.arrays[name], dtype, f'{self.folder}: {name}')
+      what = f'{self.folder}: {name}'
+      array = expected.finite(self.arrays[name], dtype, what)
       for path, start, size, expert in entry.pieces:
         index = [slice(None)] * array.ndim
         index[entry.axis] = slice(start, start + size)
@@ -152,19 +151,6 @@ def _put(params: dict, path: names.Path, value: jax.Array) -> None:
   for key in path[:-1]:
     params = params.setdefault(key, {})
   params[path[-1]] = value
-
-
-def finite(array: np.ndarray, dtype: Any, what: str) -> np.ndarray:
-  """A copy in another type, without NaN and infinities."""
-  # Overflow shows as inf, and is reported with its tensor just below.
-  with np.errstate(over='ignore'):
-    copy = array.astype(jnp.dtype(dtype))
-  bad = int(np.size(copy) - np.isfinite(copy).sum())
-  if bad:
-    raise ValueError(
-      f'{what}: {bad} of {copy.size} weights are not finite as {copy.dtype}'
-    )
-  return copy
 
 
 def open_folder(
@@ -302,36 +288,11 @@ def _checked(
       for name, array in found.items()
     }
   found = {k: v for k, v in found.items() if not _IGNORED.fullmatch(k)}
-  expected = names.expected_tensors(config)
-  shapes = {name: entry.shape for name, entry in expected.items()}
+  entries = names.expected_tensors(config)
+  shapes = {name: entry.shape for name, entry in entries.items()}
   if config.tie_word_embeddings and _HEAD in found:
     shapes[_HEAD] = shapes[names.embedding_name(config)]
-  problems = []
-  for name, shape in shapes.items():
-    if name not in found:
-      near = difflib.get_close_matches(name, found.keys() - shapes.keys(), 1)
-      problems.append(
-        f'{name} is missing' + (f' (there is {near[0]})' if near else '')
-      )
-      continue
-    array = found[name]
-    if array.shape != shape:
-      problems.append(f'{name} is of shape {array.shape}, expected {shape}')
-    elif array.dtype.name not in _DTYPES:
-      problems.append(
-        f'{name} is {array.dtype}, supported are {", ".join(_DTYPES)}'
-      )
-  problems += [
-    f'{name} is not part of the architecture'
-    for name in sorted(found.keys() - shapes.keys())
-  ]
-  if problems:
-    more = f'\n  and {len(problems) - 20} more' if len(problems) > 20 else ''
-    raise ValueError(
-      f'{where}: the tensors are not those the config calls for:\n  '
-      + '\n  '.join(problems[:20])
-      + more
-    )
+  expected.check(found, shapes, where)
   return found
 
 

@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 import tokenizers
 
-from mq_jax.models import decoder, tensors
+from mq_jax.models import decoder, expected, tensors
 from mq_jax.models.huggingface import names
 from mq_jax.models.huggingface.configs import write_config
-from mq_jax.models.huggingface.reading import LanguageModel, finite
+from mq_jax.models.huggingface.reading import LanguageModel
 
 _DTYPES = ('float32', 'bfloat16', 'float16')
 SHARD_BYTES = 5_000_000_000
@@ -122,7 +122,7 @@ def write_folder(
         f'{folder}: {name} is of shape {value.shape}, the config calls for '
         f'{like[name].shape}'
       )
-    return finite(value, stored, f'{folder}: {name}')
+    return expected.finite(value, stored, f'{folder}: {name}')
 
   write_tensors(
     folder,

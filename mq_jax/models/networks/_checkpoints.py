@@ -4,7 +4,6 @@ A folder is taken for untrusted: its config is checked field by field, its
 tensors against the network that the config calls for, before any is used.
 """
 
-import difflib
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -12,8 +11,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from mq_jax.models import modules
-from mq_jax.models.huggingface import _options
+from mq_jax.models import expected, modules, options
 
 Rules = Sequence[tuple[str, str]]
 
@@ -25,10 +23,9 @@ _WEIGHTS = {
   'mean': 'running_mean',
   'var': 'running_var',
 }
-_FLOATS = ('float32', 'float16', 'bfloat16')
 
 
-class Options(_options.Options):
+class Options(options.Options):
   """Fields of a config, with what only networks have."""
 
   __slots__ = ()
@@ -161,49 +158,17 @@ def to_params(
     ValueError: for tensors that are missing, too many, of the wrong shape or
       dtype, or not finite; all of the first kinds at once, by name.
   """
-  expected = parts(wanted)
-  problems = []
-  for name, part in expected.items():
-    if name not in found:
-      unused = found.keys() - expected.keys()
-      near = difflib.get_close_matches(name, unused, 1)
-      problems.append(
-        f'{name} is missing'
-        + (f' (there is {found[near[0]][0]})' if near else '')
-      )
-      continue
-    stored, array = found[name]
-    if array.shape != part.shape:
-      problems.append(
-        f'{stored} is of shape {array.shape}, expected {part.shape}'
-      )
-    elif array.dtype.name not in _FLOATS:
-      problems.append(
-        f'{stored} is {array.dtype}, supported are {", ".join(_FLOATS)}'
-      )
-  problems += [
-    f'{found[name][0]} is not part of the architecture'
-    for name in sorted(found.keys() - expected.keys())
-  ]
-  if problems:
-    more = f'\n  and {len(problems) - 20} more' if len(problems) > 20 else ''
-    raise ValueError(
-      f'{where}: the tensors are not those the config calls for:\n  '
-      + '\n  '.join(problems[:20])
-      + more
-    )
+  leaves = parts(wanted)
+  expected.check(
+    {name: array for name, (_, array) in found.items()},
+    {name: part.shape for name, part in leaves.items()},
+    where,
+    called=lambda name: found[name][0],
+  )
   params: dict = {}
-  for name, part in expected.items():
+  for name, part in leaves.items():
     stored, array = found[name]
-    # Overflow shows as inf, and is reported with its tensor just below.
-    with np.errstate(over='ignore'):
-      array = array.astype(jnp.dtype(dtype))
-    bad = int(np.size(array) - np.isfinite(array).sum())
-    if bad:
-      raise ValueError(
-        f'{where}: {stored}: {bad} of {array.size} weights are not finite as '
-        f'{array.dtype}'
-      )
+    array = expected.finite(array, dtype, f'{where}: {stored}')
     inner = params
     for key in part.path[:-1]:
       inner = inner.setdefault(key, {})
