@@ -30,6 +30,11 @@ INPUTS = ('quantized', 'original')
 
 Apply = Callable[[Any, jax.Array], jax.Array]
 
+# Of a block's number, function, parameters, packed parameters (sites named as
+# in the block), what enters it, a batch each, and what the original gives for
+# it: the packed parameters to go on with.
+Refine = Callable[[int, Apply, Any, Any, list, list], Any]
+
 
 class Blocks(NamedTuple):
   """A model that gives its blocks one at a time.
@@ -154,12 +159,14 @@ class Step(NamedTuple):
     index: Its number.
     params: Its parameters, quantized where the plan says.
     carried: Activations that enter the next block, a batch each. f32[b, t, d].
-    seconds: Spent on reading, calibrating, solving and carrying on.
+    originals: Those of the original model, where they are another stream.
+    seconds: Spent on reading, calibrating, solving, learning and carrying on.
   """
 
   index: int
   params: Any
   carried: list[np.ndarray]
+  originals: list[np.ndarray]
   seconds: dict[str, float]
 
 
@@ -177,6 +184,8 @@ def quantize(
   start: int = 0,
   inputs: str = 'quantized',
   coverage: plans.Coverage = plans.COVERED,
+  refine: Refine | None = None,
+  originals: Sequence[np.ndarray] = (),
   progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[Step]:
   """Quantize one block after the other.
@@ -193,6 +202,9 @@ def quantize(
     inputs: Calibrate a block on what comes out of the 'quantized' blocks
       before it, or of the 'original' ones.
     coverage: What becomes of matrices that calibration hardly reached.
+    refine: Called for each block once it is quantized, as `mq_jax.learn` does.
+    originals: For `refine`, of a `start` other than 0: activations of the
+      original model that enter block `start`, from the step before.
     progress: Called with the batches calibrated or matrices done and their
       number.
 
@@ -206,7 +218,9 @@ def quantize(
   if inputs not in INPUTS:
     raise ValueError(f'inputs={inputs!r}: must be one of {", ".join(INPUTS)}')
   mine = by_block(plan, blocks.count)
-  carried = list(carried)
+  carried, originals = list(carried), list(originals)
+  if refine is not None and not carried:
+    raise ValueError('refine: there is no calibration data to learn from')
   for i in range(start, blocks.count):
     seconds: dict[str, float] = {}
     f, entries = blocks.block(i), mine.get(i, Plan(()))
@@ -223,11 +237,19 @@ def quantize(
         coverage=coverage,
         progress=progress,
       )['layers'][i]
+    wanted = []
+    if refine is not None:
+      with _timed(seconds, 'learn'):
+        # Where nothing is quantized before it, there is one stream.
+        wanted = carry(f, params, i, originals or carried)
+        packed = refine(i, f, params, _own(packed, i), carried, wanted)
+        packed = _renamed(packed, functools.partial(_outside, index=i))
     with _timed(seconds, 'carry'):
       if carried and i + 1 < blocks.count:
         after = packed if inputs == 'quantized' else params
         carried = carry(f, after, i, carried)
-    yield Step(i, packed, carried, seconds)
+    originals = wanted if inputs == 'quantized' else []
+    yield Step(i, packed, carried, originals, seconds)
 
 
 def _calibrate(f, params, plan, index, carried, progress):
@@ -269,11 +291,16 @@ def carry(
 
 def _own(params: Any, index: int) -> Any:
   """A block's parameters with sites named as in the block by itself."""
+  return _renamed(params, functools.partial(_inside, index=index))
+
+
+def _renamed(params: Any, rename: Callable[[Site], Site]) -> Any:
+  """Parameters whose packed matrices have other sites."""
 
   def one(leaf):
     if not isinstance(leaf, QuantizedMatrix) or leaf.site is None:
       return leaf
-    return dataclasses.replace(leaf, site=_inside(leaf.site, index))
+    return dataclasses.replace(leaf, site=rename(leaf.site))
 
   is_matrix = lambda x: isinstance(x, QuantizedMatrix)
   return jax.tree.map(one, params, is_leaf=is_matrix)

@@ -32,7 +32,8 @@ def output_error(weight, value, hessian):
   return np.trace(error.T @ np.asarray(hessian, np.float64) @ error)
 
 
-@pytest.mark.parametrize('k', [48, 150])  # one block, and more than one
+# One block, and more than one.
+@pytest.mark.parametrize('k', [48, pytest.param(150, marks=pytest.mark.slow)])
 def test_row_by_row_equals_gptq_as_published(k):
   weight, hessian = problem(k=k)
   recipe = recipes.microscopiq(bits=4, block=8, sigma=2.0)
@@ -82,10 +83,11 @@ def test_grouped_integers_equal_gptq_as_published():
   assert abs(ours / theirs - 1) < 0.02
 
 
+# Values of plain gptq and microscopiq are compared above; here: by -m slow.
 ALL = (
-  recipes.gptq(bits=3, group=16),
+  pytest.param(recipes.gptq(bits=3, group=16), marks=pytest.mark.slow),
   recipes.gptq(bits=3, group=16, order='activation'),
-  recipes.microscopiq(bits=2, block=8),
+  pytest.param(recipes.microscopiq(bits=2, block=8), marks=pytest.mark.slow),
   pytest.param(
     recipes.microscopiq(bits=2, block=16, axis='in'),
     marks=pytest.mark.slow,

@@ -632,7 +632,23 @@ def everything(m):
   return run
 
 
-@pytest.fixture(params=CASES)
+# What differs most; the others: by -m slow.
+QUICK = {
+  *('plain_mlp', 'weight_on_the_left', 'transposed', 'einsum_heads'),
+  *('reshaped_weight', 'experts', 'vmapped', 'tied_embedding', 'attention'),
+  *('random_keys', 'scan_layers_in_scan_over_time', 'scan_weight_carried'),
+  *('remat_in_scan', 'conditional', 'custom_vjp_in_scan'),
+  *('conv_strided', 'conv_dilated', 'linen_dense', 'linen_scan_axis_1'),
+  *('nnx_conv', 'nnx_module_as_params'),
+}
+
+
+@pytest.fixture(
+  params=[
+    pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow)
+    for name in CASES
+  ]
+)
 def model(request):
   return built(request.param)
 

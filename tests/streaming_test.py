@@ -72,6 +72,7 @@ def test_sites_are_those_of_the_whole_model(params, blocks):
     assert all(getattr(site, f) == getattr(other, f) for f in same), site.name
 
 
+@pytest.mark.slow
 def test_through_original_blocks_it_is_compress(params, blocks):
   """Code by code: the whole model calibrated at once and compressed."""
   recipe = RECIPES['gptq']

@@ -8,9 +8,19 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
-from mq_jax import activations, calibration, plans, recipes, sites
+from mq_jax import (
+  activations,
+  calibration,
+  learn,
+  plans,
+  recipes,
+  sites,
+  streaming,
+)
 from mq_jax.lab import config, measure, opening, progress, runs
+from mq_jax.models import decoder
 from mq_jax.report import figures, style, tables
 
 ARTIFACT = 'artifact'
@@ -281,6 +291,7 @@ def quantize(
   step: Callable[..., None] | None = None,
   batches: Sequence[Any] = (),
   coverage: plans.Coverage = plans.COVERED,
+  inputs: str = 'quantized',
 ) -> tuple[dict, float]:
   """Every weight of the model by one recipe; and the seconds it took.
 
@@ -295,9 +306,13 @@ def quantize(
     step: Called with the matrices done and their number.
     batches: What it was calibrated on, for recipes with activations.
     coverage: What becomes of matrices that calibration hardly reached.
+    inputs: Of blocks that are learned, see `learn.reconstruct`.
   """
   start = time.perf_counter()
-  params, plan, inputs = model.params, plans.uniform(found, recipe), None
+  if recipe.learning is not None:
+    packed = _learned(model, recipe, found, step, batches, coverage, inputs)
+    return packed, time.perf_counter() - start
+  params, plan, chosen = model.params, plans.uniform(found, recipe), None
   if recipe.activations is not None:
     if recipe.activations.fold:
       kinds = opening.channel_pairs(model)
@@ -307,19 +322,47 @@ def quantize(
         params, pairs, plan.entries, statistics
       )
       plan = plans.Plan(entries)
-    inputs, statistics = activations.prepare(
+    chosen, statistics = activations.prepare(
       model.apply, params, plan.entries, batches, statistics
     )
   packed = plans.compress(
     params,
     plan,
     statistics=statistics,
-    inputs=inputs,
+    inputs=chosen,
     coverage=coverage,
     progress=step,
   )
   jax.block_until_ready(jax.tree.leaves(packed))
   return packed, time.perf_counter() - start
+
+
+def _learned(model, recipe, found, step, batches, coverage, inputs) -> dict:
+  """Weights that are learned, from the same calibration data."""
+  scope, f = recipe.learning.scope, model.apply
+  if scope == 'block':
+    if isinstance(model, opening.Network):
+      raise ValueError(
+        f'{recipe.label}: a {model.architecture} is not learned by blocks; use '
+        "scope 'model' or 'site'"
+      )
+    f = decoder.parts(model.config)
+    blocks = streaming.of_params(f, model.params)
+    found = streaming.find_sites(blocks, batches[0])
+  if recipe.activations is not None and recipe.activations.fold:
+    raise ValueError(f'{recipe.label}: what is folded is not learned')
+  as_tuple = lambda batch: batch if isinstance(batch, tuple) else (batch,)
+  examples = tuple(map(np.concatenate, zip(*map(as_tuple, batches))))
+  return learn.reconstruct(
+    f,
+    model.params,
+    plans.uniform(found, recipe),
+    examples,
+    inputs=inputs,
+    coverage=coverage,
+    batch=len(examples[0]) // len(batches),
+    progress=step,
+  ).params
 
 
 def has_packed(params: Any) -> bool:

@@ -4,7 +4,8 @@
     packed.bin                matrices of the blocks done
     blocks.jsonl              a line a block: its entries in the manifest
     rest-N.safetensors        what block N keeps unquantized
-    carried-N.safetensors     activations that enter block N, the next one
+    carried-N.safetensors     activations that enter block N, the next one,
+                              and, to learn from, the original model's
 
 A block is done once its line is written. At the end the folder becomes an
 artifact (`mq_jax.artifacts`); of these files stream.json stays.
@@ -18,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mq_jax import artifacts, plans, streaming
+from mq_jax import artifacts, learn, plans, streaming
 from mq_jax.lab import files, listing, progress
 from mq_jax.models import tensors
 from mq_jax.plans import Plan
@@ -111,9 +112,9 @@ def pack(
     display.say(f'{path}: {before} of {blocks.count} blocks are there')
     with display.rows(before, blocks.count, 'blocks'):
       if before < blocks.count:
-        carried = _carried(path, before, blocks, batches, display)
+        streams = _carried(path, before, blocks, batches, display)
         options = {'inputs': inputs, 'coverage': coverage}
-        _blocks(path, blocks, plan, lines, carried, options, display)
+        _blocks(path, blocks, plan, lines, streams, options, display)
       manifest = _finish(path, blocks, lines, model, tokenizer)
   return Packed(
     manifest,
@@ -130,15 +131,24 @@ def _check_weights(blocks: Blocks, display: progress.Display) -> None:
       display.row_done()
 
 
-def _carried(path, index, blocks, batches, display) -> list[np.ndarray]:
+# What enters a block in the model that is quantized, and in the original.
+_STREAMS = ('carried', 'original')
+
+
+def _carried(path, index, blocks, batches, display) -> tuple[list, list]:
   """Activations that enter a block: kept, or of the embedding."""
   if not index:
     display.steps('embedding')
-    return streaming.begin(blocks, batches)
+    return streaming.begin(blocks, batches), []
   if not batches:
-    return []
+    return [], []
   found = tensors.read_safetensors(_carried_file(path, index))
-  return [found[str(i)] for i in range(len(found))]
+  streams = {name: [] for name in _STREAMS}
+  for i in range(len(batches)):
+    for name, arrays in streams.items():
+      if f'{name}-{i}' in found:
+        arrays.append(found[f'{name}-{i}'])
+  return tuple(streams.values())
 
 
 def _carried_file(path: pathlib.Path, index: int) -> pathlib.Path:
@@ -149,14 +159,19 @@ def _rest_file(path: pathlib.Path, index: int) -> pathlib.Path:
   return path / f'rest-{index}.safetensors'
 
 
-def _blocks(path, blocks, plan, lines, carried, options, display) -> None:
+def _blocks(path, blocks, plan, lines, streams, options, display) -> None:
   """Do the blocks that are missing; adds their lines."""
+  learning, refine = learn.options_of(plan), None
+  if learning is not None:
+    refine = learn.refiner(learning, {}, _stages(display, 'learning'))
   steps = streaming.quantize(
     blocks,
-    plan,
-    carried,
+    learn.without(plan),
+    streams[0],
     start=len(lines),
-    progress=_stages(display),
+    refine=refine,
+    originals=streams[1],
+    progress=_stages(display, 'calibrating, solving'),
     **options,
   )
   for step in steps:
@@ -170,13 +185,13 @@ def _blocks(path, blocks, plan, lines, carried, options, display) -> None:
     display.say(_said(line, blocks.count))
 
 
-def _stages(display: progress.Display) -> Callable[[int, int], None]:
+def _stages(display: progress.Display, what: str) -> Callable[[int, int], None]:
   """Moves the lower bar; a stage ends where its steps are all done."""
   bar = None
 
   def step(done: int, total: int) -> None:
     nonlocal bar
-    bar = display.steps('calibrating, solving') if bar is None else bar
+    bar = display.steps(what) if bar is None else bar
     bar(done, total)
     if done == total:
       bar = None
@@ -195,7 +210,11 @@ def _write(path, step, lines, last: bool) -> dict[str, Any]:
   if not last and step.carried:
     tensors.write_safetensors(
       _carried_file(path, step.index + 1),
-      {str(i): x for i, x in enumerate(step.carried)},
+      {
+        f'{name}-{i}': x
+        for name, arrays in zip(_STREAMS, (step.carried, step.originals))
+        for i, x in enumerate(arrays)
+      },
     )
   records = plans.records({'layers': {step.index: step.params}})
   return {'block': step.index, 'entries': entries, 'records': records}

@@ -15,8 +15,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from mq_jax import activations as activations_lib
-from mq_jax.recipes import _plugins
+from mq_jax.recipes import _learning, _plugins
+from mq_jax.recipes._learning import Learning
 from mq_jax.recipes._recipe import Recipe, Rows, recipe
+from mq_jax.recipes.autoround import autoround
 from mq_jax.recipes.awq import awq
 from mq_jax.recipes.blocks import BlockParts, blocks
 from mq_jax.recipes.fineq import fineq
@@ -28,6 +30,7 @@ from mq_jax.recipes.olive import olive
 from mq_jax.recipes.rtn import rtn
 
 _FACTORIES = {
+  'autoround': autoround,
   'awq': awq,
   'blocks': blocks,
   'fineq': fineq,
@@ -48,7 +51,9 @@ def _unknown(kind: str, name: str, known) -> ValueError:
   return ValueError(f'{kind} {name!r}; {hint}known are {", ".join(known)}')
 
 
-def make(name: str, *, activations: Any = None, **options: Any) -> Recipe:
+def make(
+  name: str, *, activations: Any = None, learning: Any = None, **options: Any
+) -> Recipe:
   """A recipe by name, with the options of its factory.
 
   Names of other packages are looked up when none of ours fits; ours can't be
@@ -59,6 +64,8 @@ def make(name: str, *, activations: Any = None, **options: Any) -> Recipe:
     activations: What is done to the inputs of the weights, of any recipe: an
       `mq_jax.activations.Activations`, or its name or mapping as
       `mq_jax.activations.from_json` reads it.
+    learning: How the codes are learned (`mq_jax.learn`), of any recipe: a
+      `Learning`, a mapping of its options, or True for the defaults.
     **options: Of the recipe's factory.
 
   Raises:
@@ -81,9 +88,13 @@ def make(name: str, *, activations: Any = None, **options: Any) -> Recipe:
   for option in options:
     if option not in known:
       raise _unknown(
-        f'recipe {name}: unknown option', option, (*known, 'activations')
+        f'recipe {name}: unknown option',
+        option,
+        (*known, 'activations', 'learning'),
       )
   made = factory(**options)
+  if learning is not None:
+    made = made.with_learning(_learning.from_json(learning))
   if activations is None:
     return made
   if any(part.activations for part in getattr(made.rows, 'parts', ())):
@@ -113,9 +124,11 @@ def from_json(data: Mapping[str, Any]) -> Recipe:
 
 __all__ = [
   'BlockParts',
+  'Learning',
   'NAMES',
   'Recipe',
   'Rows',
+  'autoround',
   'awq',
   'blocks',
   'fineq',

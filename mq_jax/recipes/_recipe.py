@@ -12,6 +12,7 @@ import jax
 from mq_jax._pytrees import pytree_dataclass, static
 from mq_jax.activations import Activations
 from mq_jax.compensation import Compensation, RowRecipe
+from mq_jax.recipes._learning import Learning
 
 
 class Rows(RowRecipe, Protocol):
@@ -37,6 +38,7 @@ class Recipe:
     input_scales: Search for a scale per input before quantization, or None.
     activations: What is done to the inputs that the weight meets, an
       `mq_jax.activations.Activations`; None leaves them as they are.
+    learning: How codes are learned, for `mq_jax.learn`; None for not at all.
     name: For tables, e.g. 'gptq'.
     options: The factory's arguments that were given, for tables and plans.
   """
@@ -45,6 +47,7 @@ class Recipe:
   compensation: Compensation | None = None
   input_scales: Any = None
   activations: Any = None
+  learning: Learning | None = static(None)
   name: str = static('')
   options: tuple[tuple[str, Any], ...] = static(())
 
@@ -74,11 +77,16 @@ class Recipe:
 
   def with_activations(self, activations: Any) -> 'Recipe':
     """The same for weights, with these `mq_jax.activations.Activations`."""
-    named = ('activations', activations)
-    rest = tuple(x for x in self.options if x[0] != 'activations')
-    return dataclasses.replace(
-      self, activations=activations, options=(*rest, named)
-    )
+    return self._with('activations', activations)
+
+  def with_learning(self, learning: Learning | None) -> 'Recipe':
+    """The same, learned in this way, or not at all."""
+    return self._with('learning', learning)
+
+  def _with(self, name: str, value: Any) -> 'Recipe':
+    rest = tuple(x for x in self.options if x[0] != name)
+    named = () if value is None else ((name, value),)
+    return dataclasses.replace(self, **{name: value}, options=(*rest, *named))
 
   def to_json(self) -> dict[str, Any]:
     """Plain data: 'recipe', its name, and its options."""
@@ -87,7 +95,7 @@ class Recipe:
 
 def _shown(value: Any) -> Any:
   """An option in a label: recipes by theirs, equal ones in a row counted."""
-  if isinstance(value, Recipe | Activations):
+  if isinstance(value, Recipe | Activations | Learning):
     return value.label
   if not isinstance(value, tuple):
     return value
@@ -100,7 +108,7 @@ def _shown(value: Any) -> Any:
 def _plain(value: Any) -> Any:
   if isinstance(value, tuple):
     return [_plain(x) for x in value]
-  own = isinstance(value, Recipe | Activations)
+  own = isinstance(value, Recipe | Activations | Learning)
   return value.to_json() if own else value
 
 

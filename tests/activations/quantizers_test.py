@@ -19,19 +19,25 @@ QUANTIZERS = [
   MXInt(4, group=8),
   MXInt(8, group=16, exponent='ceil'),
 ]
-# One of each kind by default.
-LONGER = (Token(3, clip=0.7), MXInt(8, group=16, exponent='ceil'))
-every = pytest.mark.parametrize(
-  'quantizer',
-  [
-    pytest.param(
-      q,
-      id=activations.Activations(q).label,
-      marks=[pytest.mark.slow] if q in LONGER else [],
-    )
-    for q in QUANTIZERS
-  ],
-)
+
+
+def by_default(*quick):
+  """All quantizers, those not named as slow tests."""
+  return pytest.mark.parametrize(
+    'quantizer',
+    [
+      pytest.param(
+        q,
+        id=activations.Activations(q).label,
+        marks=[] if q in quick else [pytest.mark.slow],
+      )
+      for q in QUANTIZERS
+    ],
+  )
+
+
+# One of each kind.
+every = by_default(*QUANTIZERS[:2], *QUANTIZERS[3:6])
 
 
 @pytest.fixture(scope='module')
@@ -173,7 +179,7 @@ def test_gradient_of_a_static_range_is_that_of_finite_differences(x):
   assert want > 20  # so many are clipped
 
 
-@every
+@by_default(Token(4), MXInt(4, group=8))
 def test_vmap_is_a_loop_and_bits_may_be_traced(quantizer, x):
   loop = np.stack([np.asarray(quantizer(row)) for row in x])
   np.testing.assert_array_equal(jax.vmap(quantizer)(x), loop)

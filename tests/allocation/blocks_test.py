@@ -86,6 +86,9 @@ def cut(array, axis, i):
   return array[..., half, :] if axis == 'rows' else array[..., half]
 
 
+@pytest.mark.parametrize(
+  'axis', [pytest.param('rows', marks=pytest.mark.slow), 'columns']
+)
 def test_rows_of_the_problem_are_blocks(bed, axis):
   params, statistics, _, made, _ = bed
   found = made[axis].candidates

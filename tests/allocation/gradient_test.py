@@ -116,7 +116,9 @@ def _run(steps, state=None, batches=(), total=None, **options):
   )
 
 
-@pytest.mark.parametrize('gumbel', [False, True])
+@pytest.mark.parametrize(
+  'gumbel', [pytest.param(False, marks=pytest.mark.slow), True]
+)
 def test_an_interrupted_relaxation_ends_the_same(gumbel):
   schedule = gradient.Schedule(gumbel=gumbel)
   data = (jnp.zeros((12, 2)),)

@@ -308,6 +308,7 @@ def test_budgets_hold_and_plans_round_trip(net, outliers):
   )
 
 
+@pytest.mark.slow
 def test_bits_are_exact_at_nodes(net, outliers):
   params, _, statistics, _ = net
   made, learned, _, _ = outliers

@@ -208,6 +208,7 @@ def test_policy_with_ties_missing_candidates_and_two_budgets(one_sided):
   assert loss(problem, choice) <= 1.3 * _best(problem)
 
 
+@pytest.mark.slow
 def test_policy_calls_a_traced_fitness_in_one_program():
   problem = _problem(sites=8)
   table = jnp.asarray(problem.sensitivity, jnp.float32)

@@ -96,6 +96,7 @@ def test_mixing_is_exact_at_whole_choices(bed):
       np.testing.assert_array_equal(mixed[name], whole[name])
 
 
+@pytest.mark.slow
 def test_correction_predicts_the_expected_loss(bed):
   """Of independent choices, enumerated; the mean of weights underrates it."""
   params, made, _, batches, _ = bed

@@ -26,9 +26,16 @@ def log_probs(model, params, windows):
   return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
 
 
-@pytest.mark.parametrize('batch', [2, 5])
-@pytest.mark.parametrize('masked', [False, True])
-def test_against_numpy(tiny_llama, noisy, windows, batch, masked):
+@pytest.mark.parametrize(
+  'masked, batch',
+  [
+    pytest.param(False, 2, marks=pytest.mark.slow),
+    (False, 5),
+    (True, 2),
+    pytest.param(True, 5, marks=pytest.mark.slow),
+  ],
+)
+def test_against_numpy(tiny_llama, noisy, windows, masked, batch):
   counted = np.random.default_rng(2).random((5, 8)) < 0.6 if masked else None
   found = agreement.compare(
     tiny_llama.apply,

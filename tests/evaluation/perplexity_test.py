@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tokenizers
+from evaluation import rounded
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -126,25 +127,9 @@ def test_published_likelihood_of_babyllama(babyllama, stories):
   assert scores.nll == pytest.approx(0.7563, abs=5e-5)
 
 
-def round_to_nearest(kernel, bits):
-  """Symmetric, a scale for 128 inputs of an output; the last may be fewer."""
-  top = 2 ** (bits - 1) - 1
-  weight = np.array(kernel).T  # [out, in]
-  for start in range(0, weight.shape[1], 128):
-    group = weight[:, start : start + 128]
-    scale = np.abs(group).max(1, keepdims=True) / top
-    group[:] = np.round(group / scale) * scale
-  return weight.T
-
-
 @pytest.mark.parametrize('bits, nll', [(4, 0.8630), (3, 1.4196), (2, 4.9187)])
 def test_published_round_to_nearest_of_babyllama(babyllama, stories, bits, nll):
-  params = jax.tree_util.tree_map_with_path(
-    lambda path, x: (
-      round_to_nearest(x, bits) if '_proj' in jax.tree_util.keystr(path) else x
-    ),
-    babyllama.params,
-  )
+  params = rounded.kernels(babyllama.params, bits, lambda n: '_proj' in n)
   scores = perplexity.evaluate(babyllama.apply, params, stories)
   assert scores.nll == pytest.approx(nll, abs=2e-3)
 

@@ -125,6 +125,7 @@ def test_gradients_descend(loose):
   assert (logs[6:, 1, 1] < np.log(areas) + 0.1).all()
 
 
+@pytest.mark.slow
 def test_study_writes_its_folder(config, tmp_path, capsys):
   out = tmp_path / 'found'
   study.main([str(CONFIG), *config, f"design_space.out = '{out}'"])

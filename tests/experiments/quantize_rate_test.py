@@ -50,6 +50,7 @@ def test_rates_are_positive():
   assert rates['flop_per_second'] > 0 and rates['bytes_per_second'] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
   not pathlib.Path('/proc/self/clear_refs').exists(), reason='needs Linux'
 )

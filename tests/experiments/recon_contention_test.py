@@ -58,6 +58,7 @@ def test_simulation_and_model_agree_where_it_is_plain():
   assert few['cycles'] == pytest.approx(few['cycles_model'], rel=0.25)
 
 
+@pytest.mark.slow
 def test_study_writes_its_folder(config, tmp_path, capsys):
   out = tmp_path / 'found'
   study.main([str(CONFIG), *config, f"contention.out = '{out}'"])

@@ -58,6 +58,16 @@ def _name(accelerator) -> str:
 
 
 each = pytest.mark.parametrize('accelerator', ALL, ids=_name)
+# What takes a while to compile, for a systolic array, MicroScopiQ, FineQ and a
+# GPU; the others: by -m slow.
+few = pytest.mark.parametrize(
+  'accelerator',
+  [
+    pytest.param(x, marks=[] if i in (0, 4, 5, 11) else pytest.mark.slow)
+    for i, x in enumerate(ALL)
+  ],
+  ids=_name,
+)
 
 
 def _closed_form(dataflow, m, k, n, rows, cols, shifted):
@@ -157,7 +167,7 @@ def test_totals_are_sums_of_parts(accelerator):
   assert np.all(found.utilization <= 1.0) and np.all(found.utilization > 0)
 
 
-@each
+@few
 def test_jit_vmap_and_numpy_agree(accelerator):
   work = hw.workload.model('opt-125m', 'prefill', context=100)
   precision = _precision(accelerator)
@@ -207,7 +217,7 @@ def test_soft_maximum_is_bounded(accelerator):
   assert 1 - 1e-5 <= ratio <= bound
 
 
-@each
+@few
 def test_gradients_are_finite_differences(accelerator):
   """Of the relaxed form, in float64, away from kinks."""
   leaves, tree = jax.tree.flatten(accelerator)

@@ -167,7 +167,12 @@ def test_equals_integer_product(seed, bits, n, links):
 
 
 @pytest.mark.parametrize(
-  'options', [{'micro_block': 4}, {'micro_block': 16}, {'columns': 128}]
+  'options',
+  [
+    {'micro_block': 4},
+    pytest.param({'micro_block': 16}, marks=pytest.mark.slow),
+    pytest.param({'columns': 128}, marks=pytest.mark.slow),
+  ],
 )
 def test_other_blocks_and_arrays(options):
   rng = np.random.default_rng(1)
@@ -236,7 +241,12 @@ def real_layer(kind, bits):
 
 
 @pytest.mark.parametrize(
-  'kind, bits', [('q_proj', 2), ('q_proj', 4), ('o_proj', 2)]
+  'kind, bits',
+  [
+    ('q_proj', 2),
+    pytest.param('q_proj', 4, marks=pytest.mark.slow),
+    pytest.param('o_proj', 2, marks=pytest.mark.slow),
+  ],
 )
 def test_real_layers_from_packed_bytes(kind, bits):
   back, values = real_layer(kind, bits)

@@ -27,10 +27,23 @@ GRID = [
   (2, 3, 9, 1, 4),
   (6, 4, 5, 8, 8),
 ]
+# Each of them, and each dataflow twice, by default; the others: by -m slow.
+QUICK = {
+  *(('ws', GRID[0]), ('ws', GRID[2]), ('os', GRID[1]), ('os', GRID[4])),
+  *(('is', GRID[0]), ('is', GRID[3])),
+}
 
 
-@pytest.mark.parametrize('m, k, n, rows, cols', GRID)
-@pytest.mark.parametrize('dataflow', systolic.DATAFLOWS)
+@pytest.mark.parametrize(
+  'dataflow, m, k, n, rows, cols',
+  [
+    pytest.param(
+      flow, *sizes, marks=[] if (flow, sizes) in QUICK else pytest.mark.slow
+    )
+    for flow in systolic.DATAFLOWS
+    for sizes in GRID
+  ],
+)
 def test_product_and_cycles(dataflow, m, k, n, rows, cols):
   x, w, expected = operands(0, m, k, n)
   run = systolic.matmul(x, w, rows, cols, dataflow=dataflow)

@@ -32,6 +32,7 @@ def nll(bench, params):
   return measure.scores(model, params, windows, 4)['nll']
 
 
+@pytest.mark.slow
 def test_an_artifact_gives_the_numbers_of_the_model_in_memory(bench, tmp_path):
   model = bench[0]
   spec = {'format': 'mx_int', 'bits': 3, 'group': 16, 'smooth': 0.7}

@@ -188,7 +188,10 @@ def test_a_finished_folder_says_so_and_draws_again(finished, capsys):
   assert after[out / 'report.json'] == before[out / 'report.json']
 
 
-@pytest.mark.parametrize('name, count', [('table', 1), ('search', 3)])
+@pytest.mark.parametrize(
+  'name, count',
+  [pytest.param('table', 1, marks=pytest.mark.slow), ('search', 3)],
+)
 def test_a_killed_search_continues_to_the_same_bits(
   finished, tmp_path, monkeypatch, name, count
 ):

@@ -220,6 +220,7 @@ def test_a_plan_of_shapes(capsys, tmp_path):
   assert [g['site'] for g in groups][4:] == ['*/fc1', '3/fc1', '*/fc2']
 
 
+@pytest.mark.slow
 def test_real_weights_are_quantized_and_measured(capsys, tiny, tmp_path):
   arguments = ['--model', tiny, '--accelerator', 'systolic:rows=8,cols=8']
   given = ['--recipe', 'rtn', '--option', 'group=16']

@@ -42,7 +42,9 @@ def _bytes(folder):
   return (folder / 'packed.bin').read_bytes()
 
 
-@pytest.mark.parametrize('inputs', ['original', 'quantized'])
+@pytest.mark.parametrize(
+  'inputs', [pytest.param('original', marks=pytest.mark.slow), 'quantized']
+)
 def test_streaming_equals_the_whole_model_bit_for_bit(
   command, tmp_path, inputs
 ):
@@ -167,3 +169,32 @@ def test_a_bad_weight_of_the_last_block_is_found_first(
   said = capsys.readouterr().err
   assert name in said and 'block 1 of' not in said
   assert not (out / 'stream.json').exists()
+
+
+def test_learned_blocks_go_on_to_the_same_bits(
+  command, tmp_path, monkeypatch, capsys
+):
+  """Stopped after block 0: both streams of activations are kept."""
+  command += ['--learn', 'block:steps=3,every=2,batch=2,learning_rate=0.2']
+  plain, straight, out = (tmp_path / n for n in ('plain', 'straight', 'out'))
+  assert cli.main([*command, '--out', str(plain)]) == 0
+  assert cli.main([*command, '--stream', '--out', str(straight)]) == 0
+  assert _bytes(plain) == _bytes(straight)
+  monkeypatch.setattr(files, 'append', _once(files.append))
+  assert cli.main([*command, '--stream', '--out', str(out)]) == 130
+  kept = tensors.read_safetensors(out / 'carried-1.safetensors')
+  assert set(kept) == {'carried-0', 'carried-1', 'original-0', 'original-1'}
+  monkeypatch.undo()
+  assert cli.main(['resume', str(out)]) == 0
+  assert _bytes(out) == _bytes(straight)
+  capsys.readouterr()
+  model = [
+    *command,
+    '--learn',
+    'model',
+    '--stream',
+    '--out',
+    str(tmp_path / 'x'),
+  ]
+  assert cli.main(model) == 2
+  assert '--stream has one block at a time' in capsys.readouterr().err

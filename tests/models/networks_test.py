@@ -151,7 +151,13 @@ def test_config_as_json_reads_back(case, listing):
 
 
 @pytest.mark.parametrize(
-  'case', ['bert-untied', 'vit-no-bias', 'deit', 'resnet-bottleneck-first']
+  'case',
+  [
+    'bert-untied',
+    pytest.param('vit-no-bias', marks=pytest.mark.slow),
+    pytest.param('deit', marks=pytest.mark.slow),
+    'resnet-bottleneck-first',
+  ],
 )
 def test_planting_keeps_the_function(case, folder, golden):
   # With relu also where an activation lies between two weights.

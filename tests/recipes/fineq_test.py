@@ -118,10 +118,12 @@ def test_saturated_weights_are_counted():
   ('options', 'mse'),
   [
     ({}, 0.141),
-    ({'scales': 2}, 0.139),
-    ({'scales': 2, 'share': 1}, 0.108),
+    pytest.param({'scales': 2}, 0.139, marks=pytest.mark.slow),
+    pytest.param({'scales': 2, 'share': 1}, 0.108, marks=pytest.mark.slow),
     ({'rule': 'ratio'}, 0.163),
-    ({'rule': 'sigma', 'threshold': 2.0}, 0.162),
+    pytest.param(
+      {'rule': 'sigma', 'threshold': 2.0}, 0.162, marks=pytest.mark.slow
+    ),
   ],
   ids=str,
 )

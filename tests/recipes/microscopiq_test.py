@@ -14,9 +14,18 @@ def student(shape, seed=0):
   return 0.02 * jax.random.t(jax.random.key(seed), 5.0, shape)
 
 
-@pytest.mark.parametrize('bits', [2, 3, 4])
-@pytest.mark.parametrize('prune', [True, False])
-def test_values_are_those_of_the_oracle(bits, prune):
+@pytest.mark.parametrize(
+  'prune, bits',
+  [
+    (True, 2),
+    pytest.param(True, 3, marks=pytest.mark.slow),
+    (True, 4),
+    pytest.param(False, 2, marks=pytest.mark.slow),
+    (False, 3),
+    pytest.param(False, 4, marks=pytest.mark.slow),
+  ],
+)
+def test_values_are_those_of_the_oracle(prune, bits):
   weight = student((40, 256))
   recipe = recipes.microscopiq(bits=bits, sigma=2.5, prune=prune)
   found = np.asarray(quantize_matrix(weight, recipe))

@@ -108,9 +108,17 @@ def test_exponent_range_of_the_mxscale_byte():
     assert tuple(map(int, steps.outlier_exponent_range(bits))) == (low, high)
 
 
-@pytest.mark.parametrize('bits', [2, 3, 4])
-@pytest.mark.parametrize('size', [2, 8, 32])
-def test_split_then_merge_gives_the_values_back(bits, size):
+@pytest.mark.parametrize(
+  'size, bits',
+  [
+    # Each number once by default; the others: by -m slow.
+    pytest.param(
+      *pair, marks=[] if pair in ((2, 2), (8, 3), (32, 4)) else pytest.mark.slow
+    )
+    for pair in itertools.product([2, 8, 32], [2, 3, 4])
+  ],
+)
+def test_split_then_merge_gives_the_values_back(size, bits):
   weight = jax.random.t(jax.random.key(bits), 2.0, (300, size))
   tx = clusters.chain(
     steps.DetectOutliers(1.0),
@@ -163,9 +171,14 @@ def test_prescaling_changes_nothing_unless_the_byte_saturates():
   assert not jnp.array_equal(saturated, plain * 2.0**-12)
 
 
-@pytest.mark.parametrize('share', [1, 2])
 @pytest.mark.parametrize(
-  'patterns', [steps.PATTERNS_3, steps.PATTERNS_4], ids=['3', '4']
+  'patterns, share',
+  [
+    pytest.param(steps.PATTERNS_3, 1, marks=pytest.mark.slow, id='3-1'),
+    pytest.param(steps.PATTERNS_3, 2, id='3-2'),
+    pytest.param(steps.PATTERNS_4, 1, marks=pytest.mark.slow, id='4-1'),
+    pytest.param(steps.PATTERNS_4, 2, marks=pytest.mark.slow, id='4-2'),
+  ],
 )
 def test_pattern_of_least_error_is_that_of_brute_force(patterns, share):
   rng = np.random.default_rng(share)

@@ -157,32 +157,37 @@ SOLVERS = {
 }
 
 
-# Of each kind of layout one by default; more of a kind take their time.
-LONGER = {
-  recipes.gptq(bits=5, group=8, order='activation').label,
-  recipes.microscopiq(bits=4, sigma=1.5, block=16, micro_block=4).label,
-  recipes.microscopiq(bits=3, sigma=1.5, block=16, axis='in').label,
-  recipes.microscopiq(bits=2, sigma=1.5, block=16, prune=False).label,
+# What runs by default, by id; the others: by -m slow. The steps are all there,
+# most of them in 'full'.
+QUICK = {
+  'none',
+  'rtn(bits=4, group=16)',
+  'gptq(bits=2, group=16)',
+  'microscopiq(bits=2, sigma=1.5, block=16)',
+  'fineq',
+  *('clip', 'nearest', 'format_mx', 'pattern', 'full'),
+  *('dynamic_program', 'lagrangian', 'gradient', 'greedy', 'in_order'),
+  'evolve',
 }
 
 
-def _marked(entry):
-  marks = [pytest.mark.slow] if entry[0].label in LONGER else []
-  return pytest.param(entry, marks=marks, id=entry[0].label)
+def _marked(value, name):
+  marks = [] if name in QUICK else [pytest.mark.slow]
+  return pytest.param(value, marks=marks, id=name)
 
 
-@pytest.mark.parametrize('recipe', [_marked(entry) for entry in RECIPES])
+@pytest.mark.parametrize('recipe', [_marked(x, x[0].label) for x in RECIPES])
 def test_recipe(recipe):
   testing.check_recipe(recipe[0], **recipe[1])
 
 
-@pytest.mark.parametrize('name', STEPS)
+@pytest.mark.parametrize('name', [_marked(name, name) for name in STEPS])
 def test_step(name):
   step, options = STEPS[name]
   testing.check_step(step, **options)
 
 
-@pytest.mark.parametrize('name', SOLVERS)
+@pytest.mark.parametrize('name', [_marked(name, name) for name in SOLVERS])
 def test_solver(name):
   solve, options = SOLVERS[name]
   testing.check_solver(solve, **options)

@@ -30,6 +30,14 @@ def add(commands) -> None:
     'none, e.g. mx_int:bits=8,smooth=0.7',
   )
   quantize.add_argument(
+    '--learn',
+    nargs='?',
+    const='block',
+    metavar='SCOPE[:OPTION=VALUE,...]',
+    help='learn the codes on the calibration data, by block (the default), '
+    'model or site, e.g. block:steps=400,learning_rate=0.003',
+  )
+  quantize.add_argument(
     '--calibration',
     metavar='FILE',
     help='UTF-8 text to calibrate on (default: the docs corpus, for language '
@@ -79,6 +87,8 @@ def _quantize(arguments: argparse.Namespace) -> int:
     options['activations'] = config.named(
       arguments.activations, '--activations', 'format'
     )
+  if arguments.learn is not None:
+    options['learning'] = config.named(arguments.learn, '--learn', 'scope')
   recipe = recipes.make(arguments.recipe, **options)
   files.check_writable(arguments.out)
   if arguments.stream:
@@ -122,7 +132,7 @@ def _whole(arguments: argparse.Namespace, recipe) -> int:
     batches = measure.calibration_batches(model, text, *drawn)
   display = progress.Display(console.Console(stderr=True))
   with display.rows(0, 1):
-    if arguments.inputs == 'quantized':
+    if arguments.inputs == 'quantized' and recipe.learning is None:
       blocks = opening.blocks_of(model)
       start = time.perf_counter()
       plan = plans.uniform(streaming.find_sites(blocks, batches[0]), recipe)
@@ -154,6 +164,7 @@ def _whole(arguments: argparse.Namespace, recipe) -> int:
         display.steps(arguments.recipe),
         batches,
         _coverage(arguments),
+        arguments.inputs or 'quantized',
       )
     with distributed.folder(arguments.out) as out:
       manifest = opening.save_artifact(out, model, packed)
@@ -191,6 +202,11 @@ def _streamed(arguments: argparse.Namespace, recipe) -> int:
   batches = measure.calibration_batches(
     model, text, arguments.windows, arguments.batch, arguments.seed
   )
+  if recipe.learning is not None and recipe.learning.scope != 'block':
+    raise ValueError(
+      f'--learn {recipe.learning.scope}: --stream has one block at a time; '
+      'learn by block, or without --stream'
+    )
   plan = plans.uniform(streaming.find_sites(blocks, batches[0]), recipe)
   described, tokenizer = opening.described(model)
   versions = runs.versions()

@@ -127,7 +127,8 @@ class Precisions:
     if new:
       # Only the sites that are asked for: nothing else is copied. Weights
       # alone: what is done to inputs asks for calibration.
-      alone = [(s, dataclasses.replace(r, activations=None)) for s, r in new]
+      bare = {'activations': None, 'learning': None}
+      alone = [(s, dataclasses.replace(r, **bare)) for s, r in new]
       packed = plans.compress(
         model.language_model.params, plans.Plan(tuple(alone))
       )

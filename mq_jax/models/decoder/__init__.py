@@ -12,6 +12,7 @@ from mq_jax.models.decoder._functions import (
   cached,
   functional,
   init_params,
+  joined,
   parts,
 )
 from mq_jax.models.decoder._network import Attend, Decoder, attend_all
@@ -27,5 +28,6 @@ __all__ = [
   'channel_pairs',
   'functional',
   'init_params',
+  'joined',
   'parts',
 ]

@@ -122,6 +122,19 @@ def parts(config: DecoderConfig) -> Parts:
 
 
 @functools.cache
+def joined(parts: Parts) -> Callable[[dict, jax.Array], jax.Array]:
+  """`apply(params, tokens)`, the composition of a decoder's parts."""
+
+  def apply(params: dict, tokens: jax.Array) -> jax.Array:
+    x = parts.embed(params, tokens)
+    for i in range(len(params['layers'])):
+      x = parts.block(i)(params['layers'][i], x)
+    return parts.head(params, x)
+
+  return apply
+
+
+@functools.cache
 def _whole(config: DecoderConfig) -> _Module:
   return _module(lambda: Decoder(config, rngs=nnx.Rngs(0)), 'decoder config')
 
@@ -144,14 +157,11 @@ def functional(
     returns. It raises ValueError for a dict of another structure, and for
     more tokens than there are learned positions.
   """
-  embed, block, head = parts(config)
+  compose = joined(parts(config))
 
   def apply(params: dict, tokens: jax.Array) -> jax.Array:
     _whole(config).check(params)
-    x = embed(params, tokens)
-    for i in range(config.num_hidden_layers):
-      x = block(i)(params['layers'][i], x)
-    return head(params, x)
+    return compose(params, tokens)
 
   return apply
 

@@ -1,0 +1,1 @@
+"""Other quantizers on our models and texts, in environments of their own."""

@@ -1,0 +1,127 @@
+"""How the codes of a recipe are learned on calibration data: plain data."""
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+SCOPES = ('block', 'model', 'site')
+
+
+@dataclasses.dataclass(frozen=True)
+class Learning:
+  """Options of `mq_jax.learn`; the defaults are near those of AutoRound.
+
+  Attributes:
+    scope: What is compared with the original, and trained together: the
+      output of each 'block', one after the other; the output of the 'model';
+      or that of each 'site' alone.
+    loss: 'mse', 'l1', 'cosine' or 'divergence' (of predictions, for scope
+      'model'), or a function as `mq_jax.learn.losses` has them. None is
+      'divergence' for the scope 'model', and else 'mse'.
+    steps: Of the optimizer, for each block, site or model.
+    learning_rate: At the first step, falling to 0 along a line. Offsets are
+      learned in steps of the grid: a sign descent goes `learning_rate * steps
+      / 2` of them at most.
+    optimizer: 'sign_sgd' (AutoRound, arXiv 2309.05516, does so), 'adam',
+      'adamw', 'adamax' or 'sgd'; or a function of a schedule that gives an
+      Optax transformation.
+    batch: Examples a step: windows of text, or images.
+    held: Share of the examples that is held back; the state with the least
+      loss on them is kept, the start among them.
+    near: How far towards its own value a weight begins from its place on the
+      grid, at most, in steps of the grid. Just under 0.5, rounding to nearest
+      is where training begins, and half a step changes it.
+    every: Steps between two looks at the examples held back.
+    patience: Looks without improvement after which training stops; None for
+      never.
+    seed: Of which examples are held back, and of the order of the rest.
+  """
+
+  scope: str = 'block'
+  loss: str | Callable[..., Any] | None = None
+  steps: int = 200
+  learning_rate: float = 0.005
+  optimizer: str | Callable[..., Any] = 'sign_sgd'
+  batch: int = 8
+  held: float = 0.2
+  near: float = 0.49
+  every: int = 20
+  patience: int | None = None
+  seed: int = 0
+
+  def __post_init__(self):
+    if self.scope not in SCOPES:
+      raise ValueError(
+        f'learning: scope={self.scope!r} must be one of {", ".join(SCOPES)}'
+      )
+    for name in ('steps', 'batch', 'every'):
+      value = getattr(self, name)
+      if type(value) is not int or value < 1:
+        raise ValueError(f'learning: {name}={value!r} must be a whole number')
+    patience = self.patience
+    if patience is not None and (type(patience) is not int or patience < 1):
+      raise ValueError(f'learning: patience={patience!r} is no whole number')
+    if type(self.seed) is not int or self.seed < 0:
+      raise ValueError(f'learning: seed={self.seed!r} is no whole number >= 0')
+    for name, least, most in (
+      ('learning_rate', 0.0, math.inf),
+      ('held', 0.0, 1.0),
+      ('near', 0.0, 0.5),
+    ):
+      value = getattr(self, name)
+      # 0 itself is fine for `near`: weights begin at their places.
+      good = isinstance(value, int | float) and least <= value < most
+      if not good or (value == 0 and name != 'near'):
+        raise ValueError(
+          f'learning: {name}={value!r} must be between {least:g} and {most:g}'
+        )
+
+  @property
+  def label(self) -> str:
+    """The scope and what differs from the defaults, e.g. 'block steps=50'."""
+    rest = {k: v for k, v in self.to_json().items() if k != 'scope'}
+    return ' '.join([self.scope, *(f'{k}={v}' for k, v in rest.items())])
+
+  def to_json(self) -> dict[str, Any]:
+    """Plain data: what differs from the defaults.
+
+    Raises:
+      ValueError: for functions, which have no name in JSON.
+    """
+    given = {
+      field.name: getattr(self, field.name)
+      for field in dataclasses.fields(self)
+      if getattr(self, field.name) != field.default
+    }
+    for name, value in given.items():
+      if callable(value):
+        raise ValueError(
+          f'learning: {name}={value!r} has no name to be written down by'
+        )
+    return given
+
+
+def from_json(data: Any) -> Learning:
+  """Options from a mapping, from True (the defaults), or as they are.
+
+  Raises:
+    ValueError: for unknown options, with the nearest, and values out of range.
+  """
+  if isinstance(data, Learning):
+    return data
+  if data is True:
+    return Learning()
+  if not isinstance(data, Mapping):
+    raise ValueError(
+      f'learning: {data!r:.60} must be true, or a mapping of its options'
+    )
+  known = [field.name for field in dataclasses.fields(Learning)]
+  for name in data:
+    if name not in known:
+      near = difflib.get_close_matches(name, known, n=3, cutoff=0.4) or known
+      raise ValueError(
+        f'learning: no option {name!r}; did you mean {", ".join(near)}?'
+      )
+  return Learning(**data)
