@@ -306,11 +306,6 @@ def compress(
   counts: dict[Site, np.ndarray | None] = {}
   total = 0
   for site, recipe in plan.entries:
-    if recipe.learning is not None:
-      raise ValueError(
-        f'{site.name}: {recipe.label}: is learned on calibration data; give '
-        'the plan to mq_jax.learn.reconstruct'
-      )
     leaf = sites_lib.get(params, site)
     if _is_matrix(leaf):
       raise ValueError(f'{site.name}: is quantized already')

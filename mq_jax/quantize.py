@@ -278,9 +278,15 @@ def check_matrix(
 
   Raises:
     TypeError: for weights or Hessians that are not real floats.
-    ValueError: for wrong shapes, values that are not finite, or blocks of
-      the recipe that the matrix can't be cut into.
+    ValueError: for wrong shapes, values that are not finite, groups far
+      beyond the inputs, blocks of the recipe that the matrix can't be cut
+      into, or a recipe that is learned.
   """
+  if recipe is not None and recipe.learning is not None:
+    raise ValueError(
+      f'{name}: {recipe.label}: is learned on calibration data; give a plan '
+      'with it to mq_jax.learn.reconstruct'
+    )
   if weight.ndim < 2:
     raise ValueError(
       f'{name}: weight has shape {weight.shape}; a matrix [k, n] is needed '

@@ -174,6 +174,11 @@ class Bench:
       study.batch,
       study.seed,
     )
+    if study.generated_windows:
+      display.say(f'{name}: writes {study.generated_windows} windows')
+      batches += measure.generated_batches(
+        model, study.generated_windows, batches[0], study.seed
+      )
     self.sites = sites.find(model.apply, model.params, batches[0])
     start = time.perf_counter()
     self.statistics = calibration.calibrate(

@@ -45,10 +45,15 @@ class Study:
   artifact: str | None
   seed: int
   mesh: str | None = None
+  generated_windows: int = 0
 
   def as_dict(self) -> dict[str, Any]:
     """Plain JSON data, equal for equal studies."""
-    return json.loads(json.dumps(dataclasses.asdict(self)))
+    plain = json.loads(json.dumps(dataclasses.asdict(self)))
+    if not self.generated_windows:
+      # Studies that were run before there was the field keep their names.
+      del plain['generated_windows']
+    return plain
 
   @property
   def digest(self) -> str:
@@ -81,6 +86,9 @@ def label_of(name: str, options: Mapping[str, Any]) -> str:
       words.append(key if value else f'no {key}')
     elif key == 'activations':
       words.append(_activations_label(value))
+    elif key == 'learning':
+      given = value if isinstance(value, Mapping) else {}
+      words.append(label_of('learned', given))
     else:
       words.append(f'{key}={value}')
   return ' '.join(words)
@@ -167,6 +175,7 @@ def compare(
   artifact=None,
   seed=0,
   mesh=None,
+  generated_windows=0,
 ) -> Study:
   """Compare recipes on models: what `mq run` runs.
 
@@ -185,6 +194,8 @@ def compare(
     seed: Seed of all random choices.
     mesh: Devices that share the work, as 'data=4,model=2': batches are divided
       one way, weights the other. None is one device.
+    generated_windows: Windows to calibrate on beside those of the text, which
+      the model itself writes (LLM-QAT, arXiv 2305.17888, has no others).
 
   Returns:
     The study, every name and value checked.
@@ -224,6 +235,7 @@ def compare(
     artifact=artifact,
     seed=_number('seed', seed, 0),
     mesh=_mesh(mesh),
+    generated_windows=_number('generated_windows', generated_windows, 0),
   )
 
 

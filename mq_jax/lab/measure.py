@@ -7,9 +7,10 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
-from mq_jax import plans, streaming
+from mq_jax import generation, plans, streaming
 from mq_jax.compensation import Status
 from mq_jax.data import docs, wikitext
 from mq_jax.data import text as text_data
@@ -129,6 +130,46 @@ def calibration_batches(
   # Whole batches only: one shape is one compilation.
   whole = len(chosen) - len(chosen) % batch
   return [chosen[i : i + batch] for i in range(0, whole, batch)]
+
+
+def generated_batches(
+  model: opening.LanguageModel, count: int, like: np.ndarray, seed: int
+) -> list[np.ndarray]:
+  """Batches of windows that the model itself writes, sampled as it predicts.
+
+  They need no text and no licence, and are as many as asked for: learning on
+  few windows of text fits what is peculiar to them (LLM-QAT, arXiv 2305.17888,
+  learns on nothing else).
+
+  Args:
+    model: Not quantized yet.
+    count: Windows, made up to whole batches.
+    like: A batch of calibration, of whose shape they are. i32[b, t].
+    seed: Of what is drawn.
+
+  Raises:
+    ValueError: if the model has no token to begin with.
+  """
+  if model.bos is None:
+    raise ValueError(
+      f'{model.name}: has no token that begins a text, so it writes none; '
+      'calibrate on a text alone'
+    )
+  batch, length = like.shape
+  keys = jax.random.split(jax.random.key(seed), 1 + count // batch)
+  one = lambda key: generation.generate(
+    model.config,
+    model.params,
+    [[model.bos]] * batch,
+    length - 1,
+    sampling=generation.sampling(),
+    key=key,
+  )
+  begin = np.full((batch, 1), model.bos, np.int32)
+  return [
+    np.concatenate([begin, np.asarray(one(key).tokens)], axis=1)
+    for key in keys[: -(-count // batch)]
+  ]
 
 
 def scores(

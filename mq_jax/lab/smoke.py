@@ -47,6 +47,7 @@ def tiny(study: config.Study) -> tuple[config.Study, tuple[str, ...]]:
     rows=rows,
     windows=min(study.windows, _WINDOWS),
     calibration_windows=min(study.calibration_windows, _WINDOWS),
+    generated_windows=min(study.generated_windows, _WINDOWS),
     batch=min(study.batch, _WINDOWS),
     mesh=None,
     artifact=study.artifact if study.artifact in labels else None,

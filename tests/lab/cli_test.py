@@ -377,3 +377,42 @@ def test_help_answers_at_once_without_heavy_modules():
 
 def test_run_error_is_an_error_of_the_user():
   assert issubclass(runs.RunError, ValueError)
+
+
+def test_learned_on_windows_of_its_own(tiny, text, tmp_path):
+  """The flags and the config say the same."""
+  run = lambda *given: cli.main([str(x) for x in given]) == 0 or pytest.fail()
+  command = [
+    *('quantize', '--model', tiny, '--recipe', 'rtn', '--bits', 3),
+    *('--set', 'group=16', '--calibration', text, '--windows', 2),
+    *('--batch', 2, '--generated', 3, '--learn'),
+  ]
+  first, second = tmp_path / 'first', tmp_path / 'second'
+  options = 'steps=10,every=1,batch=2,learning_rate=0.01'
+  run(*command, f'block:{options}', '--out', first)
+  study = tmp_path / 'study.gin'
+  learning = {'steps': 10, 'every': 1, 'batch': 2, 'learning_rate': 0.01}
+  study.write_text(f"""
+compare.models = ['{tiny}']
+compare.recipes = [
+  {{'recipe': 'rtn', 'bits': 3, 'group': 16, 'learning': {learning},
+   'label': 'learned'}},
+]
+compare.text = '{text}'
+compare.calibration_text = '{text}'
+compare.windows = 2
+compare.calibration_windows = 2
+compare.generated_windows = 3
+compare.batch = 2
+compare.artifact = 'learned'
+""")
+  run('run', study, '--out', second)
+  packed = [
+    (folder / 'packed.bin').read_bytes()
+    for folder in (first, second / 'artifact')
+  ]
+  assert packed[0] == packed[1]
+  plain = tmp_path / 'plain'
+  run(*command[:-1], '--out', plain)
+  assert (plain / 'packed.bin').read_bytes() != packed[0]
+  assert len((plain / 'packed.bin').read_bytes()) == len(packed[0])

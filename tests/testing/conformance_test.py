@@ -40,6 +40,8 @@ RECIPES = (
       'skip': {'calibration': 'its clipping takes inputs as uncorrelated'},
     },
   ),
+  # What it begins with: `mq_jax.learn` needs more than one matrix.
+  (recipes.autoround(bits=4, group=16).with_learning(None), {}),
   (recipes.olive(), {}),
   (recipes.olive(bits=2), {}),
   (

@@ -45,6 +45,13 @@ def add(commands) -> None:
   )
   shared.add_windows(quantize, 'calibrate on', 64, 'windows or images')
   quantize.add_argument(
+    '--generated',
+    type=int,
+    default=0,
+    metavar='N',
+    help='calibrate on N windows, too, that the language model itself writes',
+  )
+  quantize.add_argument(
     '--inputs',
     choices=('original', 'quantized'),
     help='calibrate each block on what the original blocks before it give '
@@ -121,15 +128,19 @@ def _whole(arguments: argparse.Namespace, recipe) -> int:
     raise ValueError(f'{arguments.model}: is quantized already')
   drawn = arguments.windows, arguments.batch, arguments.seed
   if isinstance(model, opening.Network):
-    if data is None or arguments.inputs == 'quantized':
+    if data is None or arguments.inputs == 'quantized' or arguments.generated:
       raise ValueError(
         f'{arguments.model}: a {model.architecture} needs --calibration FILE, '
-        'and its blocks are not calibrated one after the other (--inputs)'
+        'its blocks are not calibrated one after the other (--inputs), and it '
+        'writes no text (--generated)'
       )
     batches = networks.calibration_batches(model, data, *drawn)
   else:
     text = measure.calibration_text(arguments.calibration)
     batches = measure.calibration_batches(model, text, *drawn)
+    batches += measure.generated_batches(
+      model, arguments.generated, batches[0], arguments.seed
+    )
   display = progress.Display(console.Console(stderr=True))
   with display.rows(0, 1):
     if arguments.inputs == 'quantized' and recipe.learning is None:
@@ -202,6 +213,11 @@ def _streamed(arguments: argparse.Namespace, recipe) -> int:
   batches = measure.calibration_batches(
     model, text, arguments.windows, arguments.batch, arguments.seed
   )
+  if arguments.generated:
+    raise ValueError(
+      '--generated: a model that writes has all its blocks in memory; leave '
+      '--stream out'
+    )
   if recipe.learning is not None and recipe.learning.scope != 'block':
     raise ValueError(
       f'--learn {recipe.learning.scope}: --stream has one block at a time; '

@@ -32,9 +32,10 @@ def structure(recipe: Recipe) -> Any:
 
 
 def stackable(recipe: Recipe) -> bool:
-  """Whether a recipe is one program: not if of blocks, or of activations."""
+  """Whether a recipe is one program: not of blocks, activations, learned."""
   blocks = isinstance(recipe.rows, recipes.BlockParts)
-  return not blocks and recipe.activations is None
+  alone = recipe.activations is None and recipe.learning is None
+  return alone and not blocks
 
 
 def _bare(recipe: Recipe) -> Recipe:
