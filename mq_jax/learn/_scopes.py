@@ -107,6 +107,12 @@ def reconstruct(
   examples = examples if isinstance(examples, tuple) else (examples,)
   count = _training.count(examples)
   parts = f if isinstance(f, decoder.Parts) else None
+  whole = decoder.joined(parts) if parts is not None else f
+  batches = [
+    tuple(x[i : i + batch] for x in examples) for i in range(0, count, batch)
+  ]
+  total = _total(options, plan, parts, params)
+  at = _Progress(progress, total)
   if options.scope == 'block':
     if parts is None:
       raise ValueError(
@@ -114,36 +120,70 @@ def reconstruct(
         "mq_jax.models.decoder.parts(config) for f, or scope='model' or 'site'"
       )
     blocks = streaming.of_params(parts, params)
-    return _blocks(
-      blocks, plan, examples[0], options, inputs, coverage, batch, progress
+    found = _blocks(blocks, plan, batches, options, inputs, coverage, at)
+  else:
+    sites = [site for site, _ in plan.entries]
+    statistics = calibration.calibrate(
+      whole, params, batches, sites=sites, least=0
     )
-  f = decoder.joined(parts) if parts is not None else f
-  batches = [
-    tuple(x[i : i + batch] for x in examples) for i in range(0, count, batch)
-  ]
-  sites = [site for site, _ in plan.entries]
-  statistics = calibration.calibrate(f, params, batches, sites=sites, least=0)
-  chosen, statistics = activations.prepare(
-    f, params, plan.entries, batches, statistics
-  )
-  packed = plans.compress(
-    params, plan, statistics=statistics, inputs=chosen, coverage=coverage
-  )
-  if options.scope == 'model':
-    loss = loss_of(options)
-    run, given = plans.runnable(f, packed)
-    wanted = jax.jit(lambda p, x: losses.targets(f, p, x))(params, examples)
-    packed, trace = _training.train(
-      loss(run),
-      params,
-      packed,
-      (examples, wanted),
-      options=options,
-      inputs=given[1] if run is not f else None,
-      progress=progress,
+    chosen, statistics = activations.prepare(
+      whole, params, plan.entries, batches, statistics
     )
-    return Learned(packed, {'model': trace})
-  return _sites(f, params, packed, batches, sites, options, progress)
+    packed = plans.compress(
+      params, plan, statistics=statistics, inputs=chosen, coverage=coverage
+    )
+    if options.scope == 'model':
+      return _model(whole, params, packed, examples, options, at)
+    found = _sites(whole, params, packed, batches, sites, options, at)
+  if not options.finish:
+    return found
+  last = dataclasses.replace(
+    options, scope='model', loss=None, steps=options.finish
+  )
+  done = _model(whole, params, found.params, examples, last, at)
+  return Learned(done.params, found.traces | done.traces)
+
+
+def _total(options: Learning, plan: Plan, parts: Any, params: Any) -> int:
+  """Steps in all."""
+  count = {'model': 1, 'site': len(plan.entries)}.get(options.scope)
+  if count is None:
+    count = len(params['layers']) if parts is not None else 0
+  return count * options.steps + options.finish
+
+
+class _Progress:
+  """Steps done in all, from those done in one part after the other."""
+
+  def __init__(self, call: Callable[[int, int], None] | None, total: int):
+    self._call, self._total, self._before = call, total, 0
+
+  def __call__(self, done: int, steps: int) -> None:
+    if self._call is not None:
+      self._call(self._before + done, self._total)
+    if done == steps:
+      self._before += steps
+
+
+def _model(f, params, packed, examples, options, progress) -> Learned:
+  """The predictions of the whole."""
+  loss = loss_of(options)
+  run, given = plans.runnable(f, packed)
+  # Half of the bytes: predictions are as many as the vocabulary.
+  small = jnp.float16 if loss is losses.divergence else jnp.float32
+  wanted = jax.jit(lambda p, x: losses.targets(f, p, x, small))(
+    params, examples
+  )
+  packed, trace = _training.train(
+    loss(run),
+    params,
+    packed,
+    (examples, wanted),
+    options=options,
+    inputs=given[1] if run is not f else None,
+    progress=progress,
+  )
+  return Learned(packed, {'model': trace})
 
 
 def loss_of(options: Learning) -> Callable[[Callable], losses.Loss]:
@@ -201,32 +241,19 @@ def refiner(
 
 
 def _blocks(
-  blocks, plan, tokens, options, inputs, coverage, batch, progress
+  blocks, plan, batches, options, inputs, coverage, progress
 ) -> Learned:
   """One block after the other."""
-  tokens = np.asarray(tokens)
-  carried = streaming.begin(
-    blocks, [tokens[i : i + batch] for i in range(0, len(tokens), batch)]
-  )
   traces: dict[str, _training.Trace] = {}
-  done = 0
-
-  def step(at: int, steps: int) -> None:
-    if progress is not None:
-      progress(done * steps + at, blocks.count * steps)
-
-  steps = []
-  for block in streaming.quantize(
+  steps = streaming.quantize(
     blocks,
     plan,
-    carried,
+    streaming.begin(blocks, [np.asarray(tokens) for (tokens,) in batches]),
     inputs=inputs,
     coverage=coverage,
-    refine=refiner(options, traces, step),
-  ):
-    steps.append(block)
-    done += 1
-  return Learned(streaming.assemble(blocks, steps), traces)
+    refine=refiner(options, traces, progress),
+  )
+  return Learned(streaming.assemble(blocks, list(steps)), traces)
 
 
 def _sites(f, params, packed, batches, sites, options, progress) -> Learned:
@@ -239,7 +266,7 @@ def _sites(f, params, packed, batches, sites, options, progress) -> Learned:
     for group in groups
   ]
   learned, traces = {}, {}
-  for i, (name, matrix) in enumerate(plans.matrices(packed).items()):
+  for name, matrix in plans.matrices(packed).items():
     if matrix.inputs is not None:
       raise ValueError(
         f"{name}: its inputs are quantized, which scope='site' does not see; "
@@ -255,10 +282,9 @@ def _sites(f, params, packed, batches, sites, options, progress) -> Learned:
       {'learned': bare, 'original': weight},
       jnp.stack([group[name].gram for group in found]),
       options=options,
+      progress=progress,
     )
     learned[site] = dataclasses.replace(new['learned'], site=site)
-    if progress is not None:
-      progress(i + 1, len(sites))
   return Learned(sites_lib.put(packed, learned), traces)
 
 

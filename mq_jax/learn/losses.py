@@ -22,19 +22,25 @@ Loss = Callable[[Any, Any], jax.Array]
 SMALL = 1e-12  # outputs of zero have no relative error
 
 
-def targets(f: Callable[..., jax.Array], params: Any, inputs: tuple) -> Any:
+def targets(
+  f: Callable[..., jax.Array],
+  params: Any,
+  inputs: tuple,
+  dtype: Any = jnp.float32,
+) -> jax.Array:
   """Outputs of the original for all examples, one at a time.
 
   Args:
     f: `f(params, *inputs)`.
     params: The original's.
     inputs: Tuple of arrays [e, ...].
+    dtype: Of what is returned.
 
   Returns:
-    f32[e, ...].
+    Outputs [e, ...].
   """
   one = lambda example: f(params, *(x[None] for x in example))[0]
-  return jax.lax.map(one, inputs).astype(jnp.float32)
+  return jax.lax.map(lambda x: one(x).astype(dtype), inputs)
 
 
 def _distance(measure):
@@ -79,7 +85,8 @@ def divergence(f: Callable[..., jax.Array]) -> Loss:
   def loss(params, examples):
     inputs, wanted = examples
     found = jax.nn.log_softmax(f(params, *inputs).astype(jnp.float32))
-    each = predictions.divergence_per_token(found, jax.nn.log_softmax(wanted))
+    wanted = jax.nn.log_softmax(wanted.astype(jnp.float32))
+    each = predictions.divergence_per_token(found, wanted)
     return jnp.mean(each)
 
   return loss

@@ -21,6 +21,8 @@ class Learning:
       'model'), or a function as `mq_jax.learn.losses` has them. None is
       'divergence' for the scope 'model', and else 'mse'.
     steps: Of the optimizer, for each block, site or model.
+    finish: Steps on the divergence of the whole model's predictions, once its
+      blocks or sites have been learned.
     learning_rate: At the first step, falling to 0 along a line. Offsets are
       learned in steps of the grid: a sign descent goes `learning_rate * steps
       / 2` of them at most.
@@ -42,6 +44,7 @@ class Learning:
   scope: str = 'block'
   loss: str | Callable[..., Any] | None = None
   steps: int = 200
+  finish: int = 0
   learning_rate: float = 0.005
   optimizer: str | Callable[..., Any] = 'sign_sgd'
   batch: int = 8
@@ -63,8 +66,12 @@ class Learning:
     patience = self.patience
     if patience is not None and (type(patience) is not int or patience < 1):
       raise ValueError(f'learning: patience={patience!r} is no whole number')
-    if type(self.seed) is not int or self.seed < 0:
-      raise ValueError(f'learning: seed={self.seed!r} is no whole number >= 0')
+    for name in ('finish', 'seed'):
+      value = getattr(self, name)
+      if type(value) is not int or value < 0:
+        raise ValueError(
+          f'learning: {name}={value!r} must be a whole number from 0'
+        )
     for name, least, most in (
       ('learning_rate', 0.0, math.inf),
       ('held', 0.0, 1.0),

@@ -261,3 +261,21 @@ def test_learned_rounding_of_a_trained_block(babyllama):
   )
   trace = traces['layers/0']
   assert trace.held[trace.best] < 0.7 * trace.held[0]
+
+
+def test_the_whole_is_finished_after_its_blocks(by_block):
+  seen = []
+  plan = _plan(RECIPES['rtn'])
+  options = dataclasses.replace(QUICK, finish=20)
+  found = learn.reconstruct(
+    *(PARTS, PARAMS, plan, TOKENS),
+    options=options,
+    progress=lambda *at: seen.append(at),
+  )
+  trace = found.traces['model']
+  assert (len(trace.train), len(trace.held)) == (20, 3)
+  assert set(found.traces) == {'layers/0', 'layers/1', 'model'}
+  # Two looks for each block's 40 steps, and for the 20 of the whole.
+  assert seen == [(i, 100) for i in range(10, 101, 10)]
+  for name, trace in by_block.traces.items():
+    np.testing.assert_array_equal(found.traces[name].train, trace.train)

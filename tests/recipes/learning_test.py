@@ -42,6 +42,7 @@ def test_functions_are_taken_but_not_written_down():
     ({'learning_rate': float('nan')}, 'learning_rate=nan'),
     ({'patience': 0}, 'patience=0'),
     ({'seed': -1}, 'seed=-1'),
+    ({'finish': -1}, 'finish=-1'),
     ('block', "'block' must be true, or a mapping"),
   ],
 )

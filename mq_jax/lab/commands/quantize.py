@@ -218,9 +218,10 @@ def _streamed(arguments: argparse.Namespace, recipe) -> int:
       '--generated: a model that writes has all its blocks in memory; leave '
       '--stream out'
     )
-  if recipe.learning is not None and recipe.learning.scope != 'block':
+  learning = recipe.learning
+  if learning is not None and (learning.scope != 'block' or learning.finish):
     raise ValueError(
-      f'--learn {recipe.learning.scope}: --stream has one block at a time; '
+      f'--learn {learning.label}: --stream has one block at a time; '
       'learn by block, or without --stream'
     )
   plan = plans.uniform(streaming.find_sites(blocks, batches[0]), recipe)
