@@ -136,7 +136,10 @@ def test_field_perplexity_is_that_of_transformers(babyllama, story, golden):
   assert scores.perplexity == pytest.approx(golden['field'], rel=2e-5)
 
 
-@pytest.mark.parametrize('stride', [16, 48, 64])
+@pytest.mark.parametrize(
+  'stride',
+  [48, *(pytest.param(n, marks=pytest.mark.slow) for n in (16, 64))],
+)
 def test_stride_perplexity_is_that_of_transformers(
   babyllama, story, golden, stride
 ):

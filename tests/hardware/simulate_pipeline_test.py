@@ -230,6 +230,7 @@ def test_closed_form_of_cycles(grid):
   assert error.mean() < 0.6 * np.abs(digest / cycles - 1).mean()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   'rows, lanes, hop, latency', [(16, 2, 2, 8), (16, 1, 1, 3), (32, 1, 4, 40)]
 )

@@ -179,7 +179,7 @@ def valid_bytes(tmp_path_factory):
   return path
 
 
-@hypothesis.settings(max_examples=300)
+@hypothesis.settings(max_examples=150)
 @hypothesis.given(data=st.data())
 def test_damaged_files_are_read_or_refused(valid_bytes, data):
   raw = bytearray(valid_bytes.read_bytes())
