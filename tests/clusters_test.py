@@ -26,7 +26,7 @@ def test_join_undoes_cut(shape, size, axis):
   chex.assert_trees_all_equal(clusters.join(cut, length, axis), array)
 
 
-@pytest.mark.parametrize('axis', [0, 1])
+@pytest.mark.parametrize('axis', [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_lift_equals_a_loop_and_padding_changes_nothing(axis):
   weight = jax.random.normal(jax.random.key(0), (10, 6))
   step = steps.RoundToNearest(bits=3)

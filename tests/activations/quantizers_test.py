@@ -179,7 +179,7 @@ def test_gradient_of_a_static_range_is_that_of_finite_differences(x):
   assert want > 20  # so many are clipped
 
 
-@by_default(Token(4), MXInt(4, group=8))
+@by_default(MXInt(4, group=8))
 def test_vmap_is_a_loop_and_bits_may_be_traced(quantizer, x):
   loop = np.stack([np.asarray(quantizer(row)) for row in x])
   np.testing.assert_array_equal(jax.vmap(quantizer)(x), loop)

@@ -309,6 +309,7 @@ def test_descent_keeps_ties_and_stops_where_nothing_is_better():
   np.testing.assert_array_equal(again, found)
 
 
+@pytest.mark.slow
 def test_a_step_takes_one_copy_of_the_weights_more_than_a_gradient():
   """So that all takes candidates + 2: with the original, and the mixture."""
   keys = jax.random.split(jax.random.key(0), 4)

@@ -213,6 +213,7 @@ def grid():
   return [np.concatenate(columns, axis=-1) for columns in zip(*parts)]
 
 
+@pytest.mark.slow
 def test_closed_form_of_cycles(grid):
   points, cycles, _ = grid
   closed = _contention.tile_cycles(*points.astype(float), xp=np)

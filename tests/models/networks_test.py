@@ -72,13 +72,26 @@ CASES = (
 )
 
 
+# One of each kind by default; the others, with other heads, by -m slow.
+OF_EACH_KIND = (
+  *('bert-tokens', 'roberta-tokens', 'distilbert-tokens', 'vit', 'deit'),
+  *('resnet-basic', 'resnet-bottleneck'),
+)
+
+
 def agrees(net, golden, case):
   found = jax.jit(net.apply)(net.params, *batch(golden, net))
   assert np.abs(golden[case]).max() > 0.5  # the comparison is not of zeros
   np.testing.assert_allclose(found, golden[case], atol=1e-4)
 
 
-@pytest.mark.parametrize('case', CASES)
+@pytest.mark.parametrize(
+  'case',
+  [
+    pytest.param(c, marks=[] if c in OF_EACH_KIND else pytest.mark.slow)
+    for c in CASES
+  ],
+)
 def test_agrees_with_transformers(case, folder, golden):
   agrees(networks.load(folder(case)), golden, case)
 

@@ -120,7 +120,7 @@ def test_saturated_weights_are_counted():
     ({}, 0.141),
     pytest.param({'scales': 2}, 0.139, marks=pytest.mark.slow),
     pytest.param({'scales': 2, 'share': 1}, 0.108, marks=pytest.mark.slow),
-    ({'rule': 'ratio'}, 0.163),
+    pytest.param({'rule': 'ratio'}, 0.163, marks=pytest.mark.slow),
     pytest.param(
       {'rule': 'sigma', 'threshold': 2.0}, 0.162, marks=pytest.mark.slow
     ),

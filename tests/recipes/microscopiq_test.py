@@ -48,6 +48,7 @@ def test_blocks_along_the_inputs_are_those_of_the_transpose():
   )
 
 
+@pytest.mark.slow
 def test_bits_of_student_weights_are_those_of_the_paper():
   """At 3 sigma t5 weights have 9 % of micro-blocks with outliers: 2.36."""
   weight = student((512, 512))
