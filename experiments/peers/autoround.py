@@ -9,12 +9,12 @@
         [--iterations 200] [--windows 24] [--length 128] [--seed 0]
 
 with OMP_NUM_THREADS=1 where cores are shared (two threads that wait for each
-other took eight times as long), and a python that has torch 2.13.0 and transformers 5.23.0, which the package
-itself does not need. Calibrates on the first windows of the text, each begun
-by the model's bos, and quantizes the linear layers of the blocks by AutoRound's
-defaults (learning rate 1 / iterations, tuned ranges, batches of 8), but in
-float32 and not compiled. AutoRound's own default (--amp) first rounds the whole
-model to bfloat16.
+other took eight times as long), and a python that has torch 2.13.0 and
+transformers 5.23.0, which the package itself does not need. Calibrates on the
+first windows of the text, each begun by the model's bos, and quantizes the
+linear layers of the blocks by AutoRound's defaults (learning rate 1 /
+iterations, tuned ranges, batches of 8), but in float32 and not compiled.
+AutoRound's own default (--amp) first rounds the whole model to bfloat16.
 
 Writes the folder again with dequantized weights in float32, what was not
 quantized as it was (with --amp, too), and beside them peer.json.
