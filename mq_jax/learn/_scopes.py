@@ -106,6 +106,8 @@ def reconstruct(
   plan = without(plan)
   examples = examples if isinstance(examples, tuple) else (examples,)
   count = _training.count(examples)
+  loss_of(options)  # what can't be done is found before anything is
+  _training.check(count, options)
   parts = f if isinstance(f, decoder.Parts) else None
   whole = decoder.joined(parts) if parts is not None else f
   batches = [

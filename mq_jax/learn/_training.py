@@ -134,6 +134,16 @@ def count(examples: Any) -> int:
   return counts.pop()
 
 
+def check(count: int, options: Learning) -> None:
+  """Refuse options that `train` would refuse for so many examples.
+
+  Raises:
+    ValueError: for an unknown optimizer, or too few examples.
+  """
+  _drawn(count, options)
+  _transform(options.optimizer, options.learning_rate, options.steps)
+
+
 def _drawn(count: int, options: Learning) -> tuple[np.ndarray, np.ndarray]:
   """Examples of each step i32[steps, batch], and those held back i32[h]."""
   rng = np.random.default_rng(options.seed)
