@@ -138,7 +138,8 @@ def uniform(
   return Plan(entries)
 
 
-def _is_matrix(leaf: Any) -> bool:
+def is_matrix(leaf: Any) -> bool:
+  """Whether a leaf stands for a quantized matrix."""
   return isinstance(leaf, QuantizedMatrix)
 
 
@@ -307,7 +308,7 @@ def compress(
   total = 0
   for site, recipe in plan.entries:
     leaf = sites_lib.get(params, site)
-    if _is_matrix(leaf):
+    if is_matrix(leaf):
       raise ValueError(f'{site.name}: is quantized already')
     leaf = jnp.asarray(leaf)
     hessian, counts[site] = _hessian(site, statistics, recipe, coverage)
@@ -343,12 +344,12 @@ def dequantize(params: Any) -> Any:
   """Plain arrays in place of all quantized matrices; may be jitted."""
 
   def plain(leaf):
-    if not _is_matrix(leaf):
+    if not is_matrix(leaf):
       return leaf
     values = leaf.dequantize()
     return values if leaf.site is None else leaf.site.unmatrix(values)
 
-  return jax.tree.map(plain, params, is_leaf=_is_matrix)
+  return jax.tree.map(plain, params, is_leaf=is_matrix)
 
 
 @jax.jit
@@ -364,7 +365,7 @@ def decode(params: Any) -> Any:
   """
 
   def one(leaf):
-    if not _is_matrix(leaf):
+    if not is_matrix(leaf):
       return leaf
     # What only names the matrix would make each a program of its own.
     bare = dataclasses.replace(
@@ -373,16 +374,16 @@ def decode(params: Any) -> Any:
     values = _decode(bare)
     return values if leaf.site is None else leaf.site.unmatrix(values)
 
-  return jax.tree.map(one, params, is_leaf=_is_matrix)
+  return jax.tree.map(one, params, is_leaf=is_matrix)
 
 
 def matrices(params: Any) -> dict[str, QuantizedMatrix]:
   """The quantized matrices of a model, by site name."""
-  leaves, _ = jax.tree_util.tree_flatten_with_path(params, is_leaf=_is_matrix)
+  leaves, _ = jax.tree_util.tree_flatten_with_path(params, is_leaf=is_matrix)
   return {
     leaf.site.name if leaf.site else jax.tree_util.keystr(path): leaf
     for path, leaf in leaves
-    if _is_matrix(leaf)
+    if is_matrix(leaf)
   }
 
 

@@ -23,7 +23,6 @@ from mq_jax import activations, calibration, plans, sharding
 from mq_jax import sites as sites_lib
 from mq_jax.evaluation import perplexity, predictions
 from mq_jax.plans import Plan
-from mq_jax.quantize import QuantizedMatrix
 from mq_jax.sites import Site
 
 INPUTS = ('quantized', 'original')
@@ -246,8 +245,11 @@ def quantize(
         packed = _renamed(packed, functools.partial(_outside, index=i))
     with _timed(seconds, 'carry'):
       if carried and i + 1 < blocks.count:
-        after = packed if inputs == 'quantized' else params
-        carried = carry(f, after, i, carried)
+        if inputs == 'original' and wanted:
+          carried = wanted
+        else:
+          after = packed if inputs == 'quantized' else params
+          carried = carry(f, after, i, carried)
     originals = wanted if inputs == 'quantized' else []
     yield Step(i, packed, carried, originals, seconds)
 
@@ -298,12 +300,11 @@ def _renamed(params: Any, rename: Callable[[Site], Site]) -> Any:
   """Parameters whose packed matrices have other sites."""
 
   def one(leaf):
-    if not isinstance(leaf, QuantizedMatrix) or leaf.site is None:
+    if not plans.is_matrix(leaf) or leaf.site is None:
       return leaf
     return dataclasses.replace(leaf, site=rename(leaf.site))
 
-  is_matrix = lambda x: isinstance(x, QuantizedMatrix)
-  return jax.tree.map(one, params, is_leaf=is_matrix)
+  return jax.tree.map(one, params, is_leaf=plans.is_matrix)
 
 
 def assemble(blocks: Blocks, steps: Sequence[Step]) -> dict:

@@ -1,7 +1,7 @@
 """What all tests share. Set before jax is imported: CPU, two fake devices.
 
 Programs of tests run once: most of their time the compiler would optimize them.
-JAX_DISABLE_MOST_OPTIMIZATIONS=0 tests what users run, in a quarter more time.
+JAX_DISABLE_MOST_OPTIMIZATIONS=0 tests what users run, in a fifth more time.
 """
 
 import os

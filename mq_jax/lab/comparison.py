@@ -307,7 +307,7 @@ def quantize(
     model: Not quantized yet.
     recipe: The recipe, which may have activations.
     found: Sites of the model.
-    statistics: From `calibrate`.
+    statistics: From `calibrate`; not looked at where the recipe is learned.
     step: Called with the matrices done and their number.
     batches: What it was calibrated on, for recipes with activations.
     coverage: What becomes of matrices that calibration hardly reached.

@@ -133,7 +133,7 @@ def calibration_batches(
 
 
 def generated_batches(
-  model: opening.LanguageModel, count: int, like: np.ndarray, seed: int
+  model: opening.LanguageModel, count: int | None, like: np.ndarray, seed: int
 ) -> list[np.ndarray]:
   """Batches of windows that the model itself writes, sampled as it predicts.
 
@@ -143,13 +143,15 @@ def generated_batches(
 
   Args:
     model: Not quantized yet.
-    count: Windows, made up to whole batches.
+    count: Windows, made up to whole batches; None for none.
     like: A batch of calibration, of whose shape they are. i32[b, t].
     seed: Of what is drawn.
 
   Raises:
     ValueError: if the model has no token to begin with.
   """
+  if not count:
+    return []
   if model.bos is None:
     raise ValueError(
       f'{model.name}: has no token that begins a text, so it writes none; '

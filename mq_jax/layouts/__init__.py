@@ -8,7 +8,7 @@ import dataclasses
 import difflib
 from typing import Any
 
-from mq_jax.layouts._base import Layout, Packed
+from mq_jax.layouts._base import Layout, Packed, through
 from mq_jax.layouts.blocks import Blocks
 from mq_jax.layouts.dense import Dense
 from mq_jax.layouts.fineq import FineQ
@@ -100,6 +100,7 @@ __all__ = [
   'Packed',
   'Rotated',
   'from_json',
+  'through',
   'to_json',
   'unpack',
 ]

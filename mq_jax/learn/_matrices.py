@@ -12,17 +12,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mq_jax import plans
+from mq_jax import layouts, plans
 from mq_jax._pytrees import pytree_dataclass, static
-from mq_jax.layouts import Layout
 from mq_jax.quantize import QuantizedMatrix
+from mq_jax.recipes import Learning
 
 # A factor that travels as far as an offset changes so much less: offsets are
 # in steps of the grid, of which 2**bits make a range.
 _FACTOR = 0.1
-
-# Short of the middle between two neighbours, so that rounding gives the start.
-NEAR = 0.49
 
 
 @pytree_dataclass
@@ -41,7 +38,7 @@ class Start:
   codes: dict[str, jax.Array]
   target: jax.Array
   spacing: jax.Array
-  layout: Layout = static()
+  layout: layouts.Layout = static()
   site: Any = static(None)
 
 
@@ -58,7 +55,7 @@ class Leaves(NamedTuple):
 
 
 def begin(
-  matrix: QuantizedMatrix, weight: jax.Array, near: float = NEAR
+  matrix: QuantizedMatrix, weight: jax.Array, near: float = Learning.near
 ) -> tuple[Start, Leaves]:
   """Start from a quantized matrix, each weight as near to its own as can be.
 
@@ -123,9 +120,7 @@ def _real(start: Start, leaves: Leaves) -> dict[str, jax.Array]:
     code = start.codes[name]
     soft = code.astype(jnp.float32) * jnp.exp(_FACTOR * factor)
     stored = soft.astype(code.dtype).astype(jnp.float32)
-    moved[name] = jax.lax.stop_gradient(stored) + (
-      soft - jax.lax.stop_gradient(soft)
-    )
+    moved[name] = layouts.through(stored, soft)
   return start.codes | moved
 
 

@@ -109,22 +109,23 @@ def reconstruct(
   loss_of(options)  # what can't be done is found before anything is
   _training.check(count, options)
   parts = f if isinstance(f, decoder.Parts) else None
-  whole = decoder.joined(parts) if parts is not None else f
+  if options.scope == 'block' and parts is None:
+    raise ValueError(
+      "learn: scope='block' needs the blocks of the model: give "
+      "mq_jax.models.decoder.parts(config) for f, or scope='model' or 'site'"
+    )
+  whole = f if parts is None else decoder.joined(parts)
   batches = [
     tuple(x[i : i + batch] for x in examples) for i in range(0, count, batch)
   ]
-  total = _total(options, plan, parts, params)
-  at = _Progress(progress, total)
   if options.scope == 'block':
-    if parts is None:
-      raise ValueError(
-        "learn: scope='block' needs the blocks of the model: give "
-        "mq_jax.models.decoder.parts(config) for f, or scope='model' or 'site'"
-      )
     blocks = streaming.of_params(parts, params)
+    at = _in_all(progress, options, blocks.count)
     found = _blocks(blocks, plan, batches, options, inputs, coverage, at)
   else:
     sites = [site for site, _ in plan.entries]
+    rounds = 1 if options.scope == 'model' else len(sites)
+    at = _in_all(progress, options, rounds)
     statistics = calibration.calibrate(
       whole, params, batches, sites=sites, least=0
     )
@@ -146,25 +147,21 @@ def reconstruct(
   return Learned(done.params, found.traces | done.traces)
 
 
-def _total(options: Learning, plan: Plan, parts: Any, params: Any) -> int:
-  """Steps in all."""
-  count = {'model': 1, 'site': len(plan.entries)}.get(options.scope)
-  if count is None:
-    count = len(params['layers']) if parts is not None else 0
-  return count * options.steps + options.finish
+def _in_all(
+  progress: Callable[[int, int], None] | None, options: Learning, rounds: int
+) -> Callable[[int, int], None]:
+  """Steps done in all, from those of one round of training after another."""
+  finish = options.finish if options.scope != 'model' else 0
+  total, before = rounds * options.steps + finish, 0
 
-
-class _Progress:
-  """Steps done in all, from those done in one part after the other."""
-
-  def __init__(self, call: Callable[[int, int], None] | None, total: int):
-    self._call, self._total, self._before = call, total, 0
-
-  def __call__(self, done: int, steps: int) -> None:
-    if self._call is not None:
-      self._call(self._before + done, self._total)
+  def step(done: int, steps: int) -> None:
+    nonlocal before
+    if progress is not None:
+      progress(before + done, total)
     if done == steps:
-      self._before += steps
+      before += steps
+
+  return step
 
 
 def _model(f, params, packed, examples, options, progress) -> Learned:

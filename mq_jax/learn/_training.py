@@ -81,7 +81,7 @@ def train(
       matrix, weights[name], options.near
     )
   shell = jax.tree.map(
-    lambda x: None if _is_matrix(x) else x, packed, is_leaf=_is_matrix
+    lambda x: None if plans.is_matrix(x) else x, packed, is_leaf=plans.is_matrix
   )
   transform = _transform(
     options.optimizer, options.learning_rate, options.steps
@@ -97,7 +97,7 @@ def train(
     leaves, state, each = _steps(program, fixed, leaves, state, part)
     train_losses += np.asarray(each).tolist()
     held_losses.append(look(leaves))
-    if progress is not None:
+    if progress is not None and at + len(part) < options.steps:
       progress(at + len(part), options.steps)
     if not np.isfinite([*each, held_losses[-1]]).all():
       held_losses[-1] = np.inf
@@ -107,6 +107,8 @@ def train(
     waited = len(held_losses) - 1 - int(np.argmin(held_losses))
     if options.patience is not None and waited >= options.patience:
       break
+  if progress is not None:
+    progress(options.steps, options.steps)  # also where it ended before
   learned = {
     name: _matrices.harden(matrix, weights[name], starts[name], best[name])
     for name, matrix in found.items()
@@ -118,10 +120,6 @@ def train(
     not np.isfinite(held_losses).all(),
   )
   return _replaced(packed, learned), trace
-
-
-def _is_matrix(leaf: Any) -> bool:
-  return isinstance(leaf, QuantizedMatrix)
 
 
 def count(examples: Any) -> int:
@@ -165,7 +163,7 @@ def _drawn(count: int, options: Learning) -> tuple[np.ndarray, np.ndarray]:
 def _weights(params: Any, packed: Any) -> dict[str, jax.Array]:
   """Of each quantized matrix its weight [*batch, k, n]."""
   plain = jax.tree.leaves(params)
-  leaves = jax.tree.leaves(packed, is_leaf=_is_matrix)
+  leaves = jax.tree.leaves(packed, is_leaf=plans.is_matrix)
   if len(plain) != len(leaves):
     raise ValueError('learn: params and packed are not of one model')
   found = {}
@@ -179,12 +177,12 @@ def _weights(params: Any, packed: Any) -> dict[str, jax.Array]:
 def _places(packed: Any) -> tuple[str | None, ...]:
   """Names of the matrices among the leaves; None for others."""
   byid = {id(matrix): name for name, matrix in plans.matrices(packed).items()}
-  leaves = jax.tree.leaves(packed, is_leaf=_is_matrix)
+  leaves = jax.tree.leaves(packed, is_leaf=plans.is_matrix)
   return tuple(byid.get(id(leaf)) for leaf in leaves)
 
 
 def _replaced(packed: Any, learned: dict[str, QuantizedMatrix]) -> Any:
-  leaves, tree = jax.tree.flatten(packed, is_leaf=_is_matrix)
+  leaves, tree = jax.tree.flatten(packed, is_leaf=plans.is_matrix)
   names = _places(packed)
   return jax.tree.unflatten(
     tree,

@@ -97,11 +97,6 @@ def make(
     made = made.with_learning(_learning.from_json(learning))
   if activations is None:
     return made
-  if any(part.activations for part in getattr(made.rows, 'parts', ())):
-    raise ValueError(
-      f'recipe {name}: a site has one kind of activations; give them to the '
-      'whole, not to its parts'
-    )
   return made.with_activations(activations_lib.from_json(activations))
 
 

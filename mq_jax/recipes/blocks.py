@@ -81,7 +81,8 @@ def blocks(
     sizes: Of the blocks; none for as many equal ones as there are parts.
 
   Raises:
-    ValueError: for parts that are no recipes, an unknown axis, or sizes that
+    ValueError: for parts that are no recipes or have activations or learning
+      of their own, an unknown axis, or sizes that
       are not whole numbers >= 1, one for each part.
 
   Source:
@@ -102,6 +103,12 @@ def blocks(
     part if isinstance(part, Recipe) else recipes.from_json(part)
     for part in parts
   )
+  for part in parts:
+    if part.activations is not None or part.learning is not None:
+      raise ValueError(
+        f'blocks: {part.label}: a site has one kind of activations and of '
+        'learning; give them to the whole, not to its parts'
+      )
   if axis not in layouts.blocks.AXES:
     raise ValueError(
       f'blocks: axis={axis!r} is not one of {layouts.blocks.AXES}'

@@ -1,4 +1,5 @@
 import csv
+import dataclasses
 import json
 import pathlib
 import subprocess
@@ -8,6 +9,7 @@ import pytest
 
 from mq_jax import recipes
 from mq_jax.lab import cli, measure, runs
+from mq_jax.models import huggingface
 
 FIELDS = {
   'model',
@@ -416,3 +418,20 @@ compare.artifact = 'learned'
   run(*command[:-1], '--out', plain)
   assert (plain / 'packed.bin').read_bytes() != packed[0]
   assert len((plain / 'packed.bin').read_bytes()) == len(packed[0])
+
+
+def test_a_model_that_begins_no_texts_writes_none(tiny, text, tmp_path, capsys):
+  model = huggingface.load(tiny)
+  folder = tmp_path / 'model'
+  huggingface.save(folder, dataclasses.replace(model, bos=None))
+  command = [
+    *('quantize', '--model', folder, '--recipe', 'rtn', '--bits', 3),
+    *('--calibration', text, '--windows', 2, '--batch', 2),
+  ]
+  assert 'begins a text' in refused(
+    capsys, *command, '--generated', 2, '--out', tmp_path / 'a'
+  )
+  assert '--generated 0' in refused(
+    capsys, *command, '--generated', 0, '--out', tmp_path / 'a'
+  )
+  assert cli.main([str(x) for x in (*command, '--out', tmp_path / 'b')]) == 0

@@ -61,13 +61,15 @@ def _two_layers():
   return f, params, tuple(x.astype(np.float32) for x in inputs)
 
 
-def _of_two_layers(recipe=RECIPES['rtn'], **options):
+def _of_two_layers(recipe=RECIPES['rtn'], progress=None, **options):
   """`reconstruct` of the scope 'model', which compiles in a second."""
   f, params, inputs = _two_layers()
   plan = plans.uniform(sites.find(f, params, *inputs), recipe)
   options = {'scope': 'model', 'loss': 'mse', 'batch': 32} | options
   return learn.reconstruct(
-    f, params, plan, inputs, options=dataclasses.replace(QUICK, **options)
+    *(f, params, plan, inputs),
+    options=dataclasses.replace(QUICK, **options),
+    progress=progress,
   )
 
 
@@ -214,11 +216,17 @@ def test_a_loss_that_is_not_finite_ends_it_and_the_best_state_stays():
 
 def test_patience_ends_it():
   # Nothing is gained by moving weights away from the original.
+  seen = []
   found = _of_two_layers(
-    recipes.none(), patience=1, learning_rate=0.5, held=0.5
+    recipes.none(),
+    lambda *at: seen.append(at),
+    patience=1,
+    learning_rate=0.5,
+    held=0.5,
   )
   trace = found.traces['model']
   assert trace.best == 0 and len(trace.held) == 2
+  assert seen == [(10, 40), (40, 40)]  # the rest is not to come
 
 
 @pytest.mark.parametrize('loss', ['l1', 'cosine'])

@@ -49,3 +49,11 @@ def test_functions_are_taken_but_not_written_down():
 def test_bad_options_are_refused(given, match):
   with pytest.raises(ValueError, match=match):
     recipes.make('rtn', learning=given)
+
+
+def test_parts_of_a_matrix_are_not_learned_apart():
+  parts = [recipes.rtn(), recipes.autoround()]
+  with pytest.raises(ValueError, match='give them to the whole'):
+    recipes.blocks(parts)
+  whole = recipes.make('blocks', parts=[recipes.rtn()] * 2, learning=True)
+  assert recipes.from_json(whole.to_json()) == whole

@@ -47,7 +47,6 @@ def add(commands) -> None:
   quantize.add_argument(
     '--generated',
     type=int,
-    default=0,
     metavar='N',
     help='calibrate on N windows, too, that the language model itself writes',
   )
@@ -87,7 +86,7 @@ def _quantize(arguments: argparse.Namespace) -> int:
   from mq_jax import recipes
   from mq_jax.lab import config, files
 
-  shared.positive(arguments, 'windows', 'batch', 'least_tokens')
+  shared.positive(arguments, 'windows', 'batch', 'least_tokens', 'generated')
   options = {} if arguments.bits is None else {'bits': arguments.bits}
   options |= config.options(arguments.set)
   if arguments.activations is not None:
@@ -159,14 +158,16 @@ def _whole(arguments: argparse.Namespace, recipe) -> int:
     else:
       first = batches[0] if isinstance(batches[0], tuple) else batches[:1]
       found = sites.find(model.apply, model.params, *first)
-      statistics = calibration.calibrate(
-        model.apply,
-        model.params,
-        batches,
-        sites=found,
-        least=0,  # `plans.compress` decides
-        progress=display.steps('calibrating'),
-      )
+      statistics = None  # learning calibrates as it goes
+      if recipe.learning is None:
+        statistics = calibration.calibrate(
+          model.apply,
+          model.params,
+          batches,
+          sites=found,
+          least=0,  # `plans.compress` decides
+          progress=display.steps('calibrating'),
+        )
       packed, seconds = comparison.quantize(
         model,
         recipe,
