@@ -8,7 +8,14 @@ import dataclasses
 import difflib
 from typing import Any
 
-from mq_jax.layouts._base import Layout, Packed, through
+from mq_jax.layouts._base import (
+  Choice,
+  Layout,
+  Packed,
+  choices,
+  settle,
+  through,
+)
 from mq_jax.layouts.blocks import Blocks
 from mq_jax.layouts.dense import Dense
 from mq_jax.layouts.fineq import FineQ
@@ -89,6 +96,7 @@ def unpack(packed: Packed):
 
 __all__ = [
   'Blocks',
+  'Choice',
   'Dense',
   'FineQ',
   'Gobo',
@@ -99,7 +107,9 @@ __all__ = [
   'Olive',
   'Packed',
   'Rotated',
+  'choices',
   'from_json',
+  'settle',
   'through',
   'to_json',
   'unpack',

@@ -7,6 +7,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from mq_jax.layouts import _base
+
 AXES = ('rows', 'columns')
 
 
@@ -94,11 +96,7 @@ class Blocks:
     self, named: dict, k: int, n: int
   ) -> Iterator[tuple[Any, dict, int, int]]:
     """Layout, codes (or buffers) and shape of each block."""
-    each = [{} for _ in self.parts]
-    for name, array in named.items():
-      block, _, inner = name.partition('/')
-      if block.isdecimal() and int(block) < len(each) and inner:
-        each[int(block)][inner] = array
+    each = self._inner(named)
     shapes = self.shapes(k, n)
     for part, mine, shape in zip(self.parts, each, shapes, strict=True):
       yield part, mine, *shape
@@ -133,14 +131,26 @@ class Blocks:
   def paper_bits(self, codes, k, n):
     return sum(p.paper_bits(*rest) for p, *rest in self.split(codes, k, n))
 
+  def _pieces(self, matrix, k, n):
+    """The blocks' parts of a matrix [k, n]."""
+    axis = AXES.index(self.axis)
+    sizes = [shape[axis] for shape in self.shapes(k, n)]
+    return jnp.split(matrix, np.cumsum(sizes)[:-1], axis=axis)
+
+  def _inner(self, named):
+    """What is named by block and name, by name for each block."""
+    each = [{} for _ in self.parts]
+    for name, array in named.items():
+      block, _, inner = name.partition('/')
+      if block.isdecimal() and int(block) < len(each) and inner:
+        each[int(block)][inner] = array
+    return each
+
   def _each(self, name, codes, k, n, matrix=None):
     """A method of every block, with its part of a matrix [k, n]."""
-    axis = AXES.index(self.axis)
     pieces = [()] * len(self.parts)
     if matrix is not None:
-      sizes = [shape[axis] for shape in self.shapes(k, n)]
-      ends = np.cumsum(sizes)[:-1]
-      pieces = [(x,) for x in jnp.split(matrix, ends, axis=axis)]
+      pieces = [(x,) for x in self._pieces(matrix, k, n)]
     blocks = self.split(codes, k, n)
     return [
       getattr(part, name)(mine, *piece, *shape)
@@ -153,8 +163,41 @@ class Blocks:
   def place(self, codes, values, k, n):
     return self._whole('place', codes, k, n, values)
 
-  def relax(self, codes, target, k, n):
-    return self._whole('relax', codes, k, n, target)
+  def relax(self, codes, target, k, n, hard=True, shares=None):
+    axis = AXES.index(self.axis)
+    found = [
+      part.relax(mine, piece, *shape, hard, inner)
+      for (part, mine, *shape), piece, inner in self._with(
+        codes, target, shares or {}, k, n
+      )
+    ]
+    return jnp.concatenate(found, axis)
+
+  def _with(self, codes, target, named, k, n):
+    """Blocks with their parts of a matrix, and of arrays by name."""
+    pieces = self._pieces(target, k, n)
+    mine = self._inner(named)
+    return zip(self.split(codes, k, n), pieces, mine, strict=True)
+
+  def choices(self, codes, target, k, n):
+    return join(
+      [
+        _base.choices(part, mine, piece, *shape)
+        for (part, mine, *shape), piece, _ in self._with(
+          codes, target, {}, k, n
+        )
+      ]
+    )
+
+  def settle(self, codes, logits, target, k, n):
+    return join(
+      [
+        _base.settle(part, mine, inner, piece, *shape)
+        for (part, mine, *shape), piece, inner in self._with(
+          codes, target, logits, k, n
+        )
+      ]
+    )
 
   def recode(self, codes, target, k, n):
     return join(self._each('recode', codes, k, n, target))
@@ -163,13 +206,11 @@ class Blocks:
     return self._whole('spacing', codes, k, n)
 
   def learned(self, codes):
-    each = [{} for _ in self.parts]
-    for name, array in codes.items():
-      block, _, inner = name.partition('/')
-      each[int(block)][inner] = array
     return tuple(
       f'{i}/{name}'
-      for i, (part, mine) in enumerate(zip(self.parts, each, strict=True))
+      for i, (part, mine) in enumerate(
+        zip(self.parts, self._inner(codes), strict=True)
+      )
       for name in part.learned(mine)
     )
 

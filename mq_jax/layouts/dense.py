@@ -33,8 +33,9 @@ class Dense:
   def place(self, codes, values, k, n):
     return values
 
-  def relax(self, codes, target, k, n):
-    return _base.through(_rounded(target), target)
+  def relax(self, codes, target, k, n, hard=True, shares=None):
+    del shares  # nothing to choose
+    return _base.through(_rounded(target), target) if hard else target
 
   def recode(self, codes, target, k, n):
     return {'value': target.astype(jnp.bfloat16)}

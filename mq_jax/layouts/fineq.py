@@ -147,8 +147,38 @@ class FineQ:
   def place(self, codes, values, k, n):
     return values
 
-  def relax(self, codes, target, k, n):
-    return self._grid(codes, k).relax(target)
+  def relax(self, codes, target, k, n, hard=True, shares=None):
+    value = self._grid(codes, k).relax(target, hard)
+    if shares:
+      share = jnp.repeat(shares['pattern'], self.size * self.share, axis=1)
+      value += _base.lean(share[:, :k], self._by_pattern(codes, target, k))
+    return value
+
+  def _by_pattern(self, codes, target, k):
+    """What weights would be under each pattern. f32[p, k, n]."""
+    each = lambda p: codes | {'pattern': jnp.full_like(codes['pattern'], p)}
+    return jnp.stack(
+      [self._grid(each(p), k).relax(target) for p in range(len(self.patterns))]
+    )
+
+  def choices(self, codes, target, k, n):
+    """'pattern' of every group of clusters under one code."""
+    step = jnp.broadcast_to(self._step(codes, k), (k, n))
+    error = self._by_pattern(codes, target, k) - target[None]
+    error = (error / jnp.where(step > 0, step, 1.0)[None]) ** 2
+    groups = codes['pattern'].shape[0]
+    size = self.size * self.share
+    error = jnp.pad(error, ((0, 0), (0, groups * size - k), (0, 0)))
+    error = jnp.mean(error.reshape(len(self.patterns), groups, size, n), axis=2)
+    index = jnp.arange(len(self.patterns))[:, None, None]
+    now = (codes['pattern'][None].astype(jnp.int32) == index).astype(
+      jnp.float32
+    )
+    return {'pattern': _base.Choice(now, error)}
+
+  def settle(self, codes, logits, target, k, n):
+    pattern = jnp.argmax(logits['pattern'], axis=0)
+    return codes | {'pattern': pattern.astype(codes['pattern'].dtype)}
 
   def recode(self, codes, target, k, n):
     level = self._grid(codes, k).level(target)

@@ -81,8 +81,12 @@ class Gobo:
       codes['outlier'], codes['index'].astype(nearest.dtype), nearest
     )
 
-  def relax(self, codes, target, k, n):
+  def relax(self, codes, target, k, n, hard=True, shares=None):
+    del shares  # nothing to choose
     # The entry follows its weights, and the weight passes as if unrounded.
+    if not hard:
+      ends = jnp.min(codes['centroids']), jnp.max(codes['centroids'])
+      return jnp.where(codes['outlier'], target, jnp.clip(target, *ends))
     entry = codes['centroids'][self._index(codes, target)]
     through = entry + (target - jax.lax.stop_gradient(target))
     return jnp.where(codes['outlier'], target, through)

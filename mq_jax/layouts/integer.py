@@ -67,8 +67,16 @@ class Integer:
   def paper_bits(self, codes, k, n):
     return float(self.bits * k * n)
 
+  def _zero(self, codes):
+    """Zero points, rounded straight through where they are learned."""
+    zero = codes['zero']
+    if not jnp.issubdtype(zero.dtype, jnp.floating):
+      return zero
+    inside = jnp.clip(zero, 0, (1 << self.bits) - 1)
+    return _base.through(jnp.round(inside), inside)
+
   def _grid(self, codes, k):
-    zero = self._spread(codes['zero'], k)
+    zero = self._spread(self._zero(codes), k)
     low = -(1 << (self.bits - 1)) if self.symmetric else 0
     span = (1 << self.bits) - 1
     step = self._spread(codes['scale'], k)
@@ -77,17 +85,18 @@ class Integer:
   def place(self, codes, values, k, n):
     return values
 
-  def relax(self, codes, target, k, n):
-    return self._grid(codes, k).relax(target)
+  def relax(self, codes, target, k, n, hard=True, shares=None):
+    del shares  # nothing to choose
+    return self._grid(codes, k).relax(target, hard)
 
   def recode(self, codes, target, k, n):
-    level = self._grid(codes, k).level(target) + self._spread(codes['zero'], k)
-    return codes | {
-      'level': codes['level'].at[:k].set(level.astype(codes['level'].dtype))
-    }
+    zero = self._zero(codes)
+    level = self._grid(codes, k).level(target) + self._spread(zero, k)
+    level = codes['level'].at[:k].set(level.astype(codes['level'].dtype))
+    return codes | {'level': level, 'zero': zero}
 
   def spacing(self, codes, k, n):
     return self._grid(codes, k).step
 
   def learned(self, codes):
-    return ('scale',)
+    return ('scale',) if self.symmetric else ('scale', 'zero')

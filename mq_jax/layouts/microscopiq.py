@@ -10,6 +10,14 @@ import numpy as np
 from mq_jax import clusters, formats, steps
 from mq_jax.layouts import _base, _bits
 
+_MOVES = (-1, 0, 1)  # of exponents that are learned
+
+
+def _most(scores, count):
+  """The `count` entries of the last axis with the highest scores."""
+  order = jnp.argsort(-scores, axis=-1, stable=True)
+  return jnp.argsort(order, axis=-1) < count[..., None]
+
 
 @dataclasses.dataclass(frozen=True)
 class MicroScopiQ:
@@ -217,20 +225,32 @@ class MicroScopiQ:
     flat = lambda mask: jnp.any(mask, axis=2).reshape(rows, -1)
     return flat(is_upper), flat(is_lower), (is_upper, is_lower)
 
+  def _grids(self, codes, negative):
+    """Of [r, c block], all inliers; and all outliers, of these signs."""
+    repeat = lambda x, n: jnp.repeat(x.astype(jnp.int32), n, axis=1)
+    step = lambda exponent: formats.ldexp(jnp.float32(1.0), exponent)
+    most = float((1 << (self.bits - 1)) - 1)
+    near, far = float(1 << self.bits), float((2 << self.bits) - 1)
+    return (
+      _base.Grid(step(repeat(codes['isf'], self.block)), -most, most),
+      _base.Grid(
+        step(repeat(codes['osf'], self.micro_block) - self.bits),
+        jnp.where(negative, -far, near),
+        jnp.where(negative, -near, far),
+      ),
+    )
+
   def _grid(self, codes):
     """The grid of [r, c block], outliers with the signs they have."""
     outlier, lower, _ = self._roles(codes)
-    repeat = lambda x, n: jnp.repeat(x.astype(jnp.int32), n, axis=1)
-    isf = repeat(codes['isf'], self.block)
-    osf = repeat(codes['osf'], self.micro_block) - self.bits
-    one = jnp.float32(1.0)
-    step = formats.ldexp(one, jnp.where(outlier, osf, isf))
     negative = codes['element'].astype(jnp.int32) >> (self.bits - 1) > 0
-    most = jnp.where(lower, 0.0, float((1 << (self.bits - 1)) - 1))
-    near, far = float(1 << self.bits), float((2 << self.bits) - 1)
-    low = jnp.where(outlier, jnp.where(negative, -far, near), -most)
-    high = jnp.where(outlier, jnp.where(negative, -near, far), most)
-    return _base.Grid(step, low, high)
+    inlier, wide = self._grids(codes, negative)
+    pick = lambda a, b: jnp.where(outlier, b, jnp.where(lower, 0.0, a))
+    return _base.Grid(
+      jnp.where(outlier, wide.step, inlier.step),
+      pick(inlier.low, wide.low),
+      pick(inlier.high, wide.high),
+    )
 
   def _rowwise(self, values, k, n):
     """A matrix as rows of whole blocks, padded with zeros."""
@@ -244,9 +264,90 @@ class MicroScopiQ:
   def place(self, codes, values, k, n):
     return values
 
-  def relax(self, codes, target, k, n):
+  def relax(self, codes, target, k, n, hard=True, shares=None):
     rows = self._rowwise(target, k, n)
-    return self._matrix(self._grid(codes).relax(rows), k, n)
+    value = self._grid(codes).relax(rows, hard)
+    if shares:
+      for name, values in self._suppose(codes, rows).items():
+        width = value.shape[1] // shares[name].shape[2]
+        value += _base.lean(jnp.repeat(shares[name], width, axis=2), values)
+    return self._matrix(value, k, n)
+
+  def _suppose(self, codes, rows):
+    """Values [3, r, c block] under the options of each choice, by its name."""
+    found = {
+      name: jnp.stack(
+        [
+          self._grid(self._moved(codes, {name: by})).relax(rows)
+          for by in _MOVES
+        ]
+      )
+      for name in ('isf', 'osf')
+    }
+    if self.pruned:
+      inlier, wide = self._grids(codes, rows < 0)
+      parts = inlier.relax(rows), wide.relax(rows), jnp.zeros_like(rows)
+      found['role'] = jnp.stack(parts)
+    return found
+
+  def _moved(self, codes, moves):
+    """Exponents moved, as far as their bytes can hold them."""
+    isf, osf = (codes[name].astype(jnp.int32) for name in ('isf', 'osf'))
+    isf = jnp.clip(isf + moves.get('isf', 0), -120, 120)
+    low, high = steps.outlier_exponent_range(self.bits)
+    shift = 0
+    if self.prescale:
+      shift = jnp.repeat(isf, self.block // self.micro_block, axis=1)
+    wide = jnp.clip(osf + moves.get('osf', 0), low - shift, high - shift)
+    wide = jnp.clip(wide, -120, 120)
+    return codes | {
+      'isf': isf.astype(jnp.int8),
+      'osf': jnp.where(self._count(codes) > 0, wide, osf).astype(jnp.int8),
+    }
+
+  def _count(self, codes):
+    """Outliers of each micro-block. i32[r, u]."""
+    if self.pruned:
+      found = codes['upper'] != codes['lower']
+    else:
+      found = codes['outlier'].reshape(*codes['osf'].shape, self.micro_block)
+    return jnp.sum(found, axis=-1, dtype=jnp.int32)
+
+  def choices(self, codes, target, k, n):
+    """'isf' and 'osf' a power of two less, as they are, or more; pruned also
+    the 'role' of each element: inlier, outlier, or room for half of one."""
+    rows = self._rowwise(target, k, n)
+    step = self._grid(codes).step
+    step = jnp.where(step > 0, step, 1.0)
+    one = jnp.array(_MOVES)[:, None, None] == 0
+    found = {}
+    for name, values in self._suppose(codes, rows).items():
+      if name == 'role':
+        outlier, lower, _ = self._roles(codes)
+        now = jnp.stack([~(outlier | lower), outlier, lower])
+        width = 1
+      else:
+        now = jnp.broadcast_to(one, (len(_MOVES), *codes[name].shape))
+        width = rows.shape[1] // codes[name].shape[1]
+      error = ((values - rows[None]) / step[None]) ** 2
+      error = jnp.mean(error.reshape(*error.shape[:2], -1, width), axis=-1)
+      found[name] = _base.Choice(now.astype(jnp.float32), error)
+    return found
+
+  def settle(self, codes, logits, target, k, n):
+    best = lambda name: jnp.array(_MOVES)[jnp.argmax(logits[name], axis=0)]
+    codes = self._moved(codes, {name: best(name) for name in ('isf', 'osf')})
+    if not self.pruned:
+      return codes
+    rows = self._rowwise(target, k, n)
+    count = self._count(codes)
+    logit = logits['role'].reshape(3, *count.shape, self.micro_block)
+    outlier = _most(logit[1] - logit[0], count)
+    lower = _most(jnp.where(outlier, -jnp.inf, logit[2] - logit[0]), count)
+    negative = jnp.where(outlier.reshape(rows.shape), rows < 0, False)
+    upper, lower = jax.vmap(jax.vmap(steps.pair_slots))(outlier, lower)
+    sign = negative.astype(jnp.uint8) << (self.bits - 1)
+    return codes | {'element': sign, 'upper': upper, 'lower': lower}
 
   def recode(self, codes, target, k, n):
     outlier, _, pairs = self._roles(codes)

@@ -70,14 +70,14 @@ class Olive:
   def place(self, codes, values, k, n):
     return values
 
-  def _level(self, codes, target, n):
+  def _level(self, codes, target, n, hard=True):
     """Levels of all rows and the codes of outliers; straight-through."""
     _, victim, outlier = self._pairs(codes, n)
     extra = codes['code'].shape[0] - target.shape[0]
     target = jnp.pad(target, ((0, extra), (0, 0))).reshape(victim.shape)
     step = jnp.broadcast_to(codes['scale'].astype(jnp.float32), victim.shape)
     most = (1 << (self.bits - 1)) - 1
-    normal = _base.Grid(step, -most, most).level(target)
+    normal = _base.Grid(step, -most, most).level(target, hard)
     table = jnp.array(OUTLIER_LEVELS[self.bits], jnp.float32)
     safe = jnp.where(step > 0, step, 1.0)
     # Code 0 of a negative one would read as a victim's, and of a positive one
@@ -86,14 +86,15 @@ class Olive:
     wide = jnp.clip(jnp.abs(target) / safe, table[first], table[-1])
     index = jnp.searchsorted((table[1:] + table[:-1]) / 2, wide)
     index = jnp.maximum(index, first)
-    magnitude = _base.through(table[index], wide)
+    magnitude = _base.through(table[index], wide) if hard else wide
     level = jnp.where(
       outlier, jnp.where(target < 0, -magnitude, magnitude), normal
     )
     return jnp.where(victim, 0.0, level), index, target < 0
 
-  def relax(self, codes, target, k, n):
-    level, _, _ = self._level(codes, target, n)
+  def relax(self, codes, target, k, n, hard=True, shares=None):
+    del shares  # nothing to choose
+    level, _, _ = self._level(codes, target, n, hard)
     scale = codes['scale'].astype(jnp.float32)[None]
     return level.reshape(-1, n)[:k] * scale
 

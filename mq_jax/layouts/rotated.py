@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mq_jax import rotations
-from mq_jax.layouts import _bits
+from mq_jax.layouts import _base, _bits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,10 +55,18 @@ class Rotated:
       inner, rotations.rotate(values, signs, axis=0), k, n
     )
 
-  def relax(self, codes, target, k, n):
+  def relax(self, codes, target, k, n, hard=True, shares=None):
     inner, signs = self._split(codes)
-    values = self.inner.relax(inner, target, k, n)
+    values = self.inner.relax(inner, target, k, n, hard, shares)
     return rotations.unrotate(values, signs, axis=0)
+
+  def choices(self, codes, target, k, n):
+    inner, _ = self._split(codes)
+    return _base.choices(self.inner, inner, target, k, n)
+
+  def settle(self, codes, logits, target, k, n):
+    inner, _ = self._split(codes)
+    return codes | _base.settle(self.inner, inner, logits, target, k, n)
 
   def recode(self, codes, target, k, n):
     return codes | self.inner.recode(self._split(codes)[0], target, k, n)

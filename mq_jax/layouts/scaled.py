@@ -50,9 +50,17 @@ class InputScaled:
     inner, scale = self._split(codes)
     return self.inner.place(inner, values * scale, k, n)
 
-  def relax(self, codes, target, k, n):
+  def relax(self, codes, target, k, n, hard=True, shares=None):
     inner, scale = self._split(codes)
-    return self.inner.relax(inner, target, k, n) / scale
+    return self.inner.relax(inner, target, k, n, hard, shares) / scale
+
+  def choices(self, codes, target, k, n):
+    inner, _ = self._split(codes)
+    return _base.choices(self.inner, inner, target, k, n)
+
+  def settle(self, codes, logits, target, k, n):
+    inner, _ = self._split(codes)
+    return codes | _base.settle(self.inner, inner, logits, target, k, n)
 
   def recode(self, codes, target, k, n):
     inner, _ = self._split(codes)

@@ -77,24 +77,24 @@ def train(
   weights = _weights(params, packed)
   starts, leaves = {}, {}
   for name, matrix in found.items():
-    starts[name], leaves[name] = _matrices.begin(
-      matrix, weights[name], options.near
-    )
+    starts[name], leaves[name] = _matrices.begin(matrix, weights[name], options)
   shell = jax.tree.map(
     lambda x: None if plans.is_matrix(x) else x, packed, is_leaf=plans.is_matrix
   )
-  transform = _transform(
-    options.optimizer, options.learning_rate, options.steps
-  )
-  program = _Program(loss, _places(packed), transform)
+  transform = _transform_of(options)
+  program = _Program(loss, _places(packed), transform, options.steps)
   state = transform.init(leaves)
-  fixed = _Fixed(shell, starts, inputs, jax.tree.map(jnp.asarray, examples))
+  fixed = _Fixed(
+    *(shell, starts, inputs, jax.tree.map(jnp.asarray, examples)),
+    anneal=jnp.float32(0.0),
+  )
   look = lambda leaves: float(_held(program, fixed, leaves, held))
   best, held_losses = leaves, [look(leaves)]
+  fixed = fixed._replace(anneal=jnp.float32(options.anneal * held_losses[0]))
   train_losses: list[float] = []
   for at in range(0, options.steps, options.every):
     part = order[at : at + options.every]
-    leaves, state, each = _steps(program, fixed, leaves, state, part)
+    leaves, state, each = _steps(program, fixed, leaves, state, part, at)
     train_losses += np.asarray(each).tolist()
     held_losses.append(look(leaves))
     if progress is not None and at + len(part) < options.steps:
@@ -139,7 +139,7 @@ def check(count: int, options: Learning) -> None:
     ValueError: for an unknown optimizer, or too few examples.
   """
   _drawn(count, options)
-  _transform(options.optimizer, options.learning_rate, options.steps)
+  _transform_of(options)
 
 
 def _drawn(count: int, options: Learning) -> tuple[np.ndarray, np.ndarray]:
@@ -198,6 +198,7 @@ class _Program(NamedTuple):
   loss: losses.Loss
   places: tuple[str | None, ...]
   transform: optax.GradientTransformation
+  steps: int
 
 
 class _Fixed(NamedTuple):
@@ -207,10 +208,19 @@ class _Fixed(NamedTuple):
   starts: dict[str, _matrices.Start]
   inputs: Mapping[str, Any] | None
   examples: Any
+  anneal: jax.Array  # of the penalty of soft rounding
+
+
+def _transform_of(options: Learning) -> optax.GradientTransformation:
+  # With a rate that falls the penalty could not drive weights to the grid.
+  last = options.learning_rate if options.soft else 0.0
+  return _transform(
+    options.optimizer, options.learning_rate, last, options.steps
+  )
 
 
 @functools.cache
-def _transform(optimizer, learning_rate, steps):
+def _transform(optimizer, first, last, steps):
   """The same object for the same options, so nothing compiles again."""
   if isinstance(optimizer, str):
     if optimizer not in _OPTIMIZERS:
@@ -220,15 +230,17 @@ def _transform(optimizer, learning_rate, steps):
         f'{" or ".join(near or _OPTIMIZERS)}?'
       )
     optimizer = _OPTIMIZERS[optimizer]
-  return optimizer(optax.linear_schedule(learning_rate, 0.0, steps))
+  return optimizer(optax.linear_schedule(first, last, steps))
 
 
-def _loss(program, fixed, leaves, examples):
+def _loss(program, fixed, leaves, examples, hard=True):
   """Of relaxed matrices in their places among the other parameters."""
   is_none = lambda x: x is None
   others, tree = jax.tree.flatten(fixed.shell, is_leaf=is_none)
   whole = [
-    x if name is None else _matrices.parameter(fixed.starts[name], leaves[name])
+    x
+    if name is None
+    else _matrices.parameter(fixed.starts[name], leaves[name], hard)
     for x, name in zip(others, program.places, strict=True)
   ]
   params = jax.tree.unflatten(tree, whole)
@@ -238,21 +250,30 @@ def _loss(program, fixed, leaves, examples):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _steps(program, fixed, leaves, state, order):
+def _steps(program, fixed, leaves, state, order, begun):
   """Some steps; leaves, state of the optimizer, losses f32[s]."""
 
-  def step(carry, chosen):
+  def penalized(leaves, batch, at):
+    loss = _loss(program, fixed, leaves, batch, hard=False)
+    each = [
+      _matrices.penalty(fixed.starts[n], x, at) for n, x in leaves.items()
+    ]
+    return loss + fixed.anneal * sum(each) / len(each), loss
+
+  def step(carry, given):
     leaves, state = carry
+    chosen, number = given
     batch = jax.tree.map(lambda x: x[chosen], fixed.examples)
-    loss, slopes = jax.value_and_grad(
-      lambda leaves: _loss(program, fixed, leaves, batch)
-    )(leaves)
+    (_, loss), slopes = jax.value_and_grad(penalized, has_aux=True)(
+      leaves, batch, number / program.steps
+    )
     # Optax counts on it: of a whole number and a float it takes powers.
     with jax.numpy_dtype_promotion('standard'):
       updates, state = program.transform.update(slopes, state, leaves)
     return (optax.apply_updates(leaves, updates), state), loss
 
-  (leaves, state), each = jax.lax.scan(step, (leaves, state), order)
+  numbers = (begun + jnp.arange(len(order))).astype(jnp.float32)
+  (leaves, state), each = jax.lax.scan(step, (leaves, state), (order, numbers))
   return leaves, state, each
 
 

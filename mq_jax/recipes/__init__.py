@@ -24,9 +24,12 @@ from mq_jax.recipes.blocks import BlockParts, blocks
 from mq_jax.recipes.fineq import fineq
 from mq_jax.recipes.gobo import gobo
 from mq_jax.recipes.gptq import gptq
+from mq_jax.recipes.learned_fineq import learned_fineq
 from mq_jax.recipes.microscopiq import microscopiq
 from mq_jax.recipes.none import none
 from mq_jax.recipes.olive import olive
+from mq_jax.recipes.omni_microscopiq import omni_microscopiq
+from mq_jax.recipes.omniquant import omniquant
 from mq_jax.recipes.rtn import rtn
 
 _FACTORIES = {
@@ -36,9 +39,12 @@ _FACTORIES = {
   'fineq': fineq,
   'gobo': gobo,
   'gptq': gptq,
+  'learned_fineq': learned_fineq,
   'microscopiq': microscopiq,
   'none': none,
   'olive': olive,
+  'omni_microscopiq': omni_microscopiq,
+  'omniquant': omniquant,
   'rtn': rtn,
 }
 
@@ -130,10 +136,13 @@ __all__ = [
   'from_json',
   'gobo',
   'gptq',
+  'learned_fineq',
   'make',
   'microscopiq',
   'none',
   'olive',
+  'omni_microscopiq',
+  'omniquant',
   'recipe',
   'rtn',
 ]

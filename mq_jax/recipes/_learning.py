@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 SCOPES = ('block', 'model', 'site')
+ROUNDINGS = ('straight', 'sigmoid', 'tanh', 'nearest')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +24,8 @@ class Learning:
     steps: Of the optimizer, for each block, site or model.
     finish: Steps on the divergence of the whole model's predictions, once its
       blocks or sites have been learned.
-    learning_rate: At the first step, falling to 0 along a line. Offsets are
+    learning_rate: At the first step, falling to 0 along a line (but for soft
+      rounding, which is to end on the grid). Offsets are
       learned in steps of the grid: a sign descent goes `learning_rate * steps
       / 2` of them at most.
     optimizer: 'sign_sgd' (AutoRound, arXiv 2309.05516, does so), 'adam',
@@ -32,6 +34,20 @@ class Learning:
     batch: Examples a step: windows of text, or images.
     held: Share of the examples that is held back; the state with the least
       loss on them is kept, the start among them.
+    rounding: How weights move on their grid. 'straight': by offsets, gradients
+      passing rounding straight through. 'sigmoid': up or down, by AdaRound's
+      rectified sigmoid (arXiv 2004.10568, equation 23), soft until training
+      ends. 'tanh': offsets of at most `reach` steps, soft as well. 'nearest':
+      not at all but with the grid, which alone is learned (OmniQuant, arXiv
+      2308.13137); not for recipes with error compensation.
+    reach: Of 'tanh', in steps of the grid; 0.5 is up or down.
+    anneal: Of the soft ones, the weight of the penalty that drives them to the
+      grid, in units of the loss at the start.
+    numbers: Whether numbers of the codes are learned: scales and with them
+      clipping, zero points, scales of inputs.
+    choices: Whether choices of the codes are learned: patterns, exponents,
+      which weights are outliers and which are pruned for them; by softmax, with
+      the best taken ('straight' and 'nearest' only).
     near: How far towards its own value a weight begins from its place on the
       grid, at most, in steps of the grid. Just under 0.5, rounding to nearest
       is where training begins, and half a step changes it.
@@ -49,6 +65,11 @@ class Learning:
   optimizer: str | Callable[..., Any] = 'sign_sgd'
   batch: int = 8
   held: float = 0.2
+  rounding: str = 'straight'
+  reach: float = 0.5
+  anneal: float = 20.0
+  numbers: bool = True
+  choices: bool = False
   near: float = 0.49
   every: int = 20
   patience: int | None = None
@@ -58,6 +79,26 @@ class Learning:
     if self.scope not in SCOPES:
       raise ValueError(
         f'learning: scope={self.scope!r} must be one of {", ".join(SCOPES)}'
+      )
+    if self.rounding not in ROUNDINGS:
+      raise ValueError(
+        f'learning: rounding={self.rounding!r} must be one of '
+        f'{", ".join(ROUNDINGS)}'
+      )
+    for name in ('numbers', 'choices'):
+      if not isinstance(getattr(self, name), bool):
+        raise ValueError(
+          f'learning: {name}={getattr(self, name)!r} must be true or false'
+        )
+    if self.choices and self.soft:
+      raise ValueError(
+        f"learning: choices=True goes with rounding='straight' or 'nearest', "
+        f'not {self.rounding!r}'
+      )
+    if self.rounding == 'nearest' and not (self.numbers or self.choices):
+      raise ValueError(
+        "learning: rounding='nearest' leaves nothing to learn without numbers "
+        'and choices'
       )
     for name in ('steps', 'batch', 'every'):
       value = getattr(self, name)
@@ -76,14 +117,21 @@ class Learning:
       ('learning_rate', 0.0, math.inf),
       ('held', 0.0, 1.0),
       ('near', 0.0, 0.5),
+      ('reach', 0.0, math.inf),
+      ('anneal', 0.0, math.inf),
     ):
       value = getattr(self, name)
-      # 0 itself is fine for `near`: weights begin at their places.
+      # 0 is fine for `near` (weights begin at their places) and no penalty.
       good = isinstance(value, int | float) and least <= value < most
-      if not good or (value == 0 and name != 'near'):
+      if not good or (value == 0 and name not in ('near', 'anneal')):
         raise ValueError(
           f'learning: {name}={value!r} must be between {least:g} and {most:g}'
         )
+
+  @property
+  def soft(self) -> bool:
+    """Whether weights are off the grid until training ends."""
+    return self.rounding in ('sigmoid', 'tanh')
 
   @property
   def label(self) -> str:

@@ -80,7 +80,18 @@ class Recipe:
     return self._with('activations', activations)
 
   def with_learning(self, learning: Learning | None) -> 'Recipe':
-    """The same, learned in this way, or not at all."""
+    """The same, learned in this way, or not at all.
+
+    Raises:
+      ValueError: for the rounding 'nearest' of compensated errors.
+    """
+    nearest = learning is not None and learning.rounding == 'nearest'
+    if nearest and self.compensation is not None:
+      raise ValueError(
+        f"{self.label}: learning with rounding='nearest' rounds weights to "
+        'nearest, which undoes error compensation; take '
+        "rounding='straight', or a recipe without"
+      )
     return self._with('learning', learning)
 
   def _with(self, name: str, value: Any) -> 'Recipe':

@@ -27,6 +27,7 @@ from mq_jax.steps.splitting import (
   SplitOutliers,
   merge_outliers,
   merge_unpruned,
+  pair_slots,
   sign_magnitude,
   split_unpruned,
 )
@@ -47,6 +48,7 @@ __all__ = [
   'merge_outliers',
   'merge_unpruned',
   'outlier_exponent_range',
+  'pair_slots',
   'round_inlier',
   'round_outlier',
   'round_to_levels',

@@ -21,6 +21,35 @@ def sign_magnitude(
   return code.astype(jnp.uint8)
 
 
+def _paired(outlier, pruned):
+  """Masks bool[n / 2, n] of the slots of each pair's two halves."""
+  pair = jnp.arange(outlier.shape[0] // 2, dtype=jnp.int32)[:, None]
+  nth = lambda mask: jnp.cumsum(mask, dtype=jnp.int32) - 1
+  of_pair = lambda mask: (nth(mask)[None] == pair) & mask[None]
+  return of_pair(outlier), of_pair(pruned)
+
+
+def _slots(mask):
+  index = jnp.arange(mask.shape[1], dtype=jnp.int32)
+  return jnp.sum(jnp.where(mask, index, 0), axis=1).astype(jnp.uint8)
+
+
+def pair_slots(
+  outlier: jax.Array, pruned: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """The slots of upper and lower halves; unused pairs are (0, 0).
+
+  Args:
+    outlier: bool[n], at most n / 2 of them.
+    pruned: bool[n], as many.
+
+  Returns:
+    Two of u8[n / 2]; the i-th outlier is paired with the i-th pruned slot.
+  """
+  upper, lower = _paired(outlier, pruned)
+  return _slots(upper), _slots(lower)
+
+
 @pytree_dataclass
 class SplitOutliers:
   """Give every element of a micro-block its `bits`-bit code.
@@ -40,15 +69,8 @@ class SplitOutliers:
   bits: jax.typing.ArrayLike = 2
 
   def __call__(self, cluster: Cluster) -> Cluster:
-    n = cluster.weight.shape[0]
-    index = jnp.arange(n, dtype=jnp.int32)
-    pair = jnp.arange(n // 2, dtype=jnp.int32)[:, None]
     outlier, pruned = cluster.outlier, ~cluster.kept
-    nth = lambda mask: jnp.cumsum(mask, dtype=jnp.int32) - 1
-    is_upper = (nth(outlier)[None] == pair) & outlier[None]  # [pair, slot]
-    is_lower = (nth(pruned)[None] == pair) & pruned[None]
-    where = lambda mask: jnp.sum(jnp.where(mask, index[None], 0), axis=1)
-
+    is_upper, is_lower = _paired(outlier, pruned)
     sign = cluster.code['sign']
     magnitude = cluster.code['magnitude'].astype(jnp.int32)
     half = _half_bits(self.bits)
@@ -63,8 +85,8 @@ class SplitOutliers:
     )
     code = {
       'element': sign_magnitude(sign, magnitude, self.bits),
-      'upper': where(is_upper).astype(jnp.uint8),
-      'lower': where(is_lower).astype(jnp.uint8),
+      'upper': _slots(is_upper),
+      'lower': _slots(is_lower),
     }
     return cluster._replace(code={**cluster.code, **code})
 
