@@ -7,6 +7,7 @@ channels planted, by every recipe. Rows are kept as they are done in the folder
 `runs`; the same command goes on with what is missing.
 """
 
+import dataclasses
 import functools
 import json
 import pathlib
@@ -49,19 +50,34 @@ class Bench:
     self._calibration = calibration_data, images, 64, seed
 
   @functools.cached_property
-  def calibrated(self) -> tuple[tuple[sites.Site, ...], dict]:
-    """Sites and their statistics."""
-    net = self.net
-    batches = lab.calibration_batches(net, *self._calibration)
-    found = sites.find(net.apply, net.params, *batches[0])
-    return found, calibration.calibrate(
-      net.apply, net.params, batches, sites=found
+  def batches(self) -> list[tuple[np.ndarray, ...]]:
+    """Inputs to calibrate, and to learn, on."""
+    return lab.calibration_batches(self.net, *self._calibration)
+
+  @functools.cached_property
+  def sites(self) -> tuple[sites.Site, ...]:
+    return sites.find(self.net.apply, self.net.params, *self.batches[0])
+
+  @functools.cached_property
+  def statistics(self) -> dict:
+    return calibration.calibrate(
+      self.net.apply, self.net.params, self.batches, sites=self.sites
     )
 
   def packed(self, recipe: mq.Recipe) -> Any:
-    found, statistics = self.calibrated
-    plan = mq.plans.plan(found, [(self.pattern, recipe)])
-    return mq.compress(self.net.params, plan, statistics=statistics)
+    net = self.net
+    plan = mq.plans.plan(self.sites, [(self.pattern, recipe)])
+    if recipe.learning is None:
+      return mq.compress(net.params, plan, statistics=self.statistics)
+    options = recipe.learning
+    if net.task == 'noise' and options.loss is None:
+      # Its outputs are no logits.
+      options = dataclasses.replace(options, loss='mse')
+    examples = tuple(map(np.concatenate, zip(*self.batches)))
+    found = mq.learn.reconstruct(
+      net.apply, net.params, plan, examples, options=options
+    )
+    return found.params
 
   def scores(self, packed: Any) -> dict[str, Any]:
     return lab.scores(
@@ -82,7 +98,7 @@ def row(bench: Bench, name: str | None, options: dict) -> dict[str, Any]:
   return {
     **found,
     'recipe': label_of((name, options)),
-    'family': name,
+    'family': f'{name} learned' if 'learning' in options else name,
     'bits': options.get('bits'),
     'ebw': float(size.ebw),
     'ebw_paper': float(size.ebw_paper),

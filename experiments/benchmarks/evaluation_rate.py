@@ -110,7 +110,7 @@ def measure(
   programs = {batch: program(model, batch) for batch in batches}
   counts = {
     batch: collections.Counter(
-      {p: n for p, n in _summed(products(jaxpr)).items()}
+      {p: n for p, n in summed(products(jaxpr)).items()}
     )
     for batch, (_, jaxpr) in programs.items()
   }
@@ -151,7 +151,7 @@ def measure(
   return rows
 
 
-def _summed(found: Iterator[tuple[Product, int]]) -> dict[Product, int]:
+def summed(found: Iterator[tuple[Product, int]]) -> dict[Product, int]:
   total: dict[Product, int] = {}
   for product, times in found:
     total[product] = total.get(product, 0) + times

@@ -5,9 +5,11 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+from mq_jax import recipes
 from mq_jax.lab import config
 
 _WINDOWS = 2
+_STEPS = 2  # of learning
 _FALLBACK = 'reference'
 
 
@@ -44,7 +46,7 @@ def tiny(study: config.Study) -> tuple[config.Study, tuple[str, ...]]:
   small = dataclasses.replace(
     study,
     models=(model,),
-    rows=rows,
+    rows=tuple(map(_short, rows)),
     windows=min(study.windows, _WINDOWS),
     calibration_windows=min(study.calibration_windows, _WINDOWS),
     generated_windows=min(study.generated_windows, _WINDOWS),
@@ -60,6 +62,21 @@ def _bundled(model: str) -> bool:
   from mq_jax.models import bundled  # late: a second of imports
 
   return model in bundled.names()
+
+
+def _short(row: config.Row) -> config.Row:
+  """A row that learns, in few steps."""
+  options = dict(row.options)
+  made = recipes.make(row.name, **options).learning
+  if made is None:
+    return row
+  few = {
+    'steps': min(made.steps, _STEPS),
+    'finish': min(made.finish, _STEPS),
+    'batch': 1,
+  }
+  options['learning'] = dataclasses.replace(made, **few).to_json()
+  return dataclasses.replace(row, options=tuple(options.items()))
 
 
 def _cover(rows: Sequence[config.Row]) -> tuple[config.Row, ...]:

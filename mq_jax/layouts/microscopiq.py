@@ -14,9 +14,8 @@ _MOVES = (-1, 0, 1)  # of exponents that are learned
 
 
 def _most(scores, count):
-  """The `count` entries of the last axis with the highest scores."""
-  order = jnp.argsort(-scores, axis=-1, stable=True)
-  return jnp.argsort(order, axis=-1) < count[..., None]
+  """The `count` entries of a micro-block with the highest scores."""
+  return jax.vmap(jax.vmap(steps.rank))(-scores) < count[..., None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -218,6 +217,9 @@ class MicroScopiQ:
     if not self.pruned:
       outlier = codes['outlier']
       return outlier, jnp.zeros_like(outlier), None
+    if 'roles' in codes:  # settled
+      outlier, lower = codes['roles']
+      return outlier, lower, None
     index = jnp.arange(self.micro_block, dtype=jnp.uint8)[None, None, None]
     used = (codes['upper'] != codes['lower'])[..., None]
     is_upper = used & (codes['upper'][..., None] == index)
@@ -227,14 +229,17 @@ class MicroScopiQ:
 
   def _grids(self, codes, negative):
     """Of [r, c block], all inliers; and all outliers, of these signs."""
-    repeat = lambda x, n: jnp.repeat(x.astype(jnp.int32), n, axis=1)
-    step = lambda exponent: formats.ldexp(jnp.float32(1.0), exponent)
+    def step(exponent, width, by=0):
+      exponent = exponent.astype(jnp.int32) - by
+      step = formats.ldexp(jnp.float32(1.0), exponent)
+      return jnp.repeat(step, width, axis=1)
+
     most = float((1 << (self.bits - 1)) - 1)
     near, far = float(1 << self.bits), float((2 << self.bits) - 1)
     return (
-      _base.Grid(step(repeat(codes['isf'], self.block)), -most, most),
+      _base.Grid(step(codes['isf'], self.block), -most, most),
       _base.Grid(
-        step(repeat(codes['osf'], self.micro_block) - self.bits),
+        step(codes['osf'], self.micro_block, self.bits),
         jnp.where(negative, -far, near),
         jnp.where(negative, -near, far),
       ),
@@ -275,19 +280,20 @@ class MicroScopiQ:
 
   def _suppose(self, codes, rows):
     """Values [3, r, c block] under the options of each choice, by its name."""
-    found = {
-      name: jnp.stack(
-        [
-          self._grid(self._moved(codes, {name: by})).relax(rows)
-          for by in _MOVES
-        ]
-      )
-      for name in ('isf', 'osf')
-    }
+    outlier, lower, _ = self._roles(codes)
+    grids = lambda name: [
+      self._grids(self._moved(codes, {name: by}), rows < 0) for by in _MOVES
+    ]
+    wide = jnp.stack([grid.relax(rows) for _, grid in grids('osf')])
+    inlier = jnp.stack([grid.relax(rows) for grid, _ in grids('isf')])
+    pick = lambda a, b: jnp.where(
+      lower[None], 0.0, jnp.where(outlier[None], b, a)
+    )
+    now = _MOVES.index(0)
+    found = {'isf': pick(inlier, wide[now : now + 1])}
+    found['osf'] = pick(inlier[now : now + 1], wide)
     if self.pruned:
-      inlier, wide = self._grids(codes, rows < 0)
-      parts = inlier.relax(rows), wide.relax(rows), jnp.zeros_like(rows)
-      found['role'] = jnp.stack(parts)
+      found['role'] = jnp.stack([inlier[now], wide[now], jnp.zeros_like(rows)])
     return found
 
   def _moved(self, codes, moves):
@@ -343,13 +349,20 @@ class MicroScopiQ:
     count = self._count(codes)
     logit = logits['role'].reshape(3, *count.shape, self.micro_block)
     outlier = _most(logit[1] - logit[0], count)
-    lower = _most(jnp.where(outlier, -jnp.inf, logit[2] - logit[0]), count)
+    pruned = _most(jnp.where(outlier, -jnp.inf, logit[2] - logit[0]), count)
     negative = jnp.where(outlier.reshape(rows.shape), rows < 0, False)
-    upper, lower = jax.vmap(jax.vmap(steps.pair_slots))(outlier, lower)
+    upper, lower = jax.vmap(jax.vmap(steps.pair_slots))(outlier, pruned)
     sign = negative.astype(jnp.uint8) << (self.bits - 1)
-    return codes | {'element': sign, 'upper': upper, 'lower': lower}
+    flat = lambda x: x.reshape(rows.shape)
+    return codes | {
+      'element': sign,
+      'upper': upper,
+      'lower': lower,
+      'roles': (flat(outlier), flat(pruned)),
+    }
 
   def recode(self, codes, target, k, n):
+    codes = {name: x for name, x in codes.items() if name != 'roles'}
     outlier, _, pairs = self._roles(codes)
     level = self._grid(codes).level(self._rowwise(target, k, n))
     level = level.astype(jnp.int32)

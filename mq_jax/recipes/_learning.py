@@ -88,7 +88,7 @@ class Learning:
     for name in ('numbers', 'choices'):
       if not isinstance(getattr(self, name), bool):
         raise ValueError(
-          f'learning: {name}={getattr(self, name)!r} must be true or false'
+          f'learning: {name}={getattr(self, name)!r} must be True or False'
         )
     if self.choices and self.soft:
       raise ValueError(

@@ -5,6 +5,7 @@ A step is a frozen pytree whose numbers are leaves, called on a `Cluster`.
 
 from mq_jax._pytrees import pytree_dataclass as step
 from mq_jax._pytrees import static
+from mq_jax.steps._ranks import rank
 from mq_jax.steps.clipping import Clip
 from mq_jax.steps.outliers import DetectOutliers, KeepLargestOutliers
 from mq_jax.steps.patterns import (
@@ -49,6 +50,7 @@ __all__ = [
   'merge_unpruned',
   'outlier_exponent_range',
   'pair_slots',
+  'rank',
   'round_inlier',
   'round_outlier',
   'round_to_levels',

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from mq_jax import recipes as recipes_lib
 from mq_jax.lab import (
   allocating,
   cli,
@@ -202,6 +203,19 @@ def test_smoke_keeps_a_row_of_every_kind(tmp_path):
   written = tmp_path / 'small.gin'
   written.write_text(smoke.operative(small))
   assert config_lib.load(written)[0] == small
+
+
+def test_smoke_learns_in_few_steps():
+  path = pathlib.Path(__file__).parents[2] / 'configs/studies/learned.gin'
+  study, _ = config_lib.load(path)
+  small, _ = smoke.tiny(study)
+  made = [
+    recipes_lib.make(row.name, **dict(row.options)).learning
+    for row in small.rows
+  ]
+  learned = [options for options in made if options is not None]
+  assert learned and all(x.steps <= 2 and x.finish <= 2 for x in learned)
+  assert {x.optimizer for x in learned} == {'adam', 'sign_sgd'}
 
 
 CONFIGS = sorted((pathlib.Path(__file__).parents[2] / 'configs').rglob('*.gin'))
