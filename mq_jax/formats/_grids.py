@@ -99,6 +99,34 @@ class Integer(_Levels):
 
 
 @pytree_dataclass
+class Balanced(_Levels):
+  """An odd number of levels around zero, e.g. -2 .. 2 for 5.
+
+  Attributes:
+    levels: 3 or more.
+
+  Examples:
+    >>> Balanced(5).round(jnp.array([-3., 0.4, 1.6]))
+    Array([-2.,  0.,  2.], dtype=float32)
+  """
+
+  levels: int = static()
+
+  @property
+  def bits(self) -> int:
+    """Of a level stored by itself."""
+    return (self.levels - 1).bit_length()
+
+  @property
+  def max(self) -> jax.Array:
+    return f32((self.levels - 1) // 2)
+
+  @property
+  def min(self) -> jax.Array:
+    return -self.max
+
+
+@pytree_dataclass
 class Ternary(_Levels):
   """{-1, 0, 1}, the levels and codes of `Integer(2)`.
 

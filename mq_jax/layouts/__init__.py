@@ -16,6 +16,7 @@ from mq_jax.layouts._base import (
   settle,
   through,
 )
+from mq_jax.layouts.balanced import Balanced
 from mq_jax.layouts.blocks import Blocks
 from mq_jax.layouts.dense import Dense
 from mq_jax.layouts.fineq import FineQ
@@ -29,7 +30,7 @@ from mq_jax.layouts.scaled import InputScaled
 _ALL = {
   cls.__name__: cls
   for cls in (
-    *(Blocks, Dense, FineQ, Gobo),
+    *(Balanced, Blocks, Dense, FineQ, Gobo),
     *(InputScaled, Integer, MicroScopiQ, Olive, Rotated),
   )
 }
@@ -95,6 +96,7 @@ def unpack(packed: Packed):
 
 
 __all__ = [
+  'Balanced',
   'Blocks',
   'Choice',
   'Dense',

@@ -229,6 +229,7 @@ class MicroScopiQ:
 
   def _grids(self, codes, negative):
     """Of [r, c block], all inliers; and all outliers, of these signs."""
+
     def step(exponent, width, by=0):
       exponent = exponent.astype(jnp.int32) - by
       step = formats.ldexp(jnp.float32(1.0), exponent)

@@ -20,6 +20,7 @@ from mq_jax.recipes._learning import Learning
 from mq_jax.recipes._recipe import Recipe, Rows, recipe
 from mq_jax.recipes.autoround import autoround
 from mq_jax.recipes.awq import awq
+from mq_jax.recipes.balanced import balanced
 from mq_jax.recipes.blocks import BlockParts, blocks
 from mq_jax.recipes.fineq import fineq
 from mq_jax.recipes.gobo import gobo
@@ -35,6 +36,7 @@ from mq_jax.recipes.rtn import rtn
 _FACTORIES = {
   'autoround': autoround,
   'awq': awq,
+  'balanced': balanced,
   'blocks': blocks,
   'fineq': fineq,
   'gobo': gobo,
@@ -131,6 +133,7 @@ __all__ = [
   'Rows',
   'autoround',
   'awq',
+  'balanced',
   'blocks',
   'fineq',
   'from_json',

@@ -13,6 +13,9 @@ from mq_jax._pytrees import pytree_dataclass, static
 # AWQ's do; 1 comes first so that a tie changes nothing.
 _SHRINK = tuple(1.0 - 0.05 * i for i in range(11))
 
+# Balanced levels that take fewer bits than the next power of two.
+LEVELS = (3, 5, 11)
+
 
 @pytree_dataclass
 class IntegerRows:
@@ -25,6 +28,7 @@ class IntegerRows:
     clip: 'none', 'share' for `share` of the range, or 'search' for the share
       with the least saliency-weighted squared error.
     share: Of the range that the levels span; what is beyond is clipped.
+    levels: So many around zero in the place of those that `bits` have; odd.
 
   Codes: row `level` i8 (u8 stored), group `scale` f16[n] and `zero` u8[n].
   """
@@ -34,8 +38,11 @@ class IntegerRows:
   symmetric: bool = static(False)
   clip: str = static('none')
   share: jax.typing.ArrayLike = 1.0
+  levels: int = static(0)
 
   def _format(self):
+    if self.levels:
+      return formats.Balanced(self.levels)
     return formats.Integer(self.bits, symmetric=self.symmetric)
 
   def prepare(self, weight, saliency):
@@ -94,10 +101,14 @@ class IntegerRows:
     return value, {'level': level.astype(jnp.int16)}
 
   def layout(self):
+    if self.levels:
+      return layouts.Balanced(self.levels, self.group)
     return layouts.Integer(self.bits, self.group, self.symmetric)
 
   def collect(self, whole, fitted, codes):
     del whole
+    if self.levels:
+      fitted = {'scale': fitted['scale']}
     return {**fitted, **codes}
 
   def counts(self, weight, codes):
@@ -118,13 +129,29 @@ def integer_rows(
 ) -> IntegerRows:
   """Rows from the options of a factory, checked."""
   check_integer(name, bits, group)
+  return IntegerRows(bits, group, symmetric, *_clipping(name, clip))
+
+
+def balanced_rows(
+  name: str, levels: int, group: int, clip: str | float
+) -> IntegerRows:
+  """Rows of an odd number of levels around zero, checked."""
+  if not isinstance(levels, int) or levels not in LEVELS:
+    raise ValueError(f'{name}: levels={levels!r} is not one of {LEVELS}')
+  bits = (levels - 1).bit_length()
+  check_integer(name, bits, group)
+  return IntegerRows(bits, group, True, *_clipping(name, clip), levels)
+
+
+def _clipping(name: str, clip: str | float) -> tuple[str, float]:
+  """Its rule and share."""
   if isinstance(clip, str):
     if clip not in ('none', 'search'):
       raise ValueError(
         f"{name}: clip={clip!r} is not 'none', 'search' or a number"
       )
-    return IntegerRows(bits, group, symmetric, clip)
+    return clip, 1.0
   number = isinstance(clip, int | float) and not isinstance(clip, bool)
   if not number or not 0 < clip < math.inf:
     raise ValueError(f'{name}: clip={clip!r} is not a share of the range, > 0')
-  return IntegerRows(bits, group, symmetric, 'share', clip)
+  return 'share', clip

@@ -18,6 +18,7 @@ RECIPES = {
   'olive': recipes.olive(bits=4),
   'olive-2': recipes.olive(bits=2),
   'gobo': recipes.gobo(bits=3),
+  'balanced': recipes.balanced(levels=5, group=24),
   'none': recipes.none(),
   'blocks': recipes.blocks(
     [recipes.rtn(bits=2, group=16), recipes.fineq()], axis='columns'

@@ -42,6 +42,23 @@ RECIPES = (
   ),
   # What it begins with: `mq_jax.learn` needs more than one matrix.
   (recipes.autoround(bits=4, group=16).with_learning(None), {}),
+  (
+    recipes.omniquant(bits=3, group=16).with_learning(None),
+    {'skip': {'calibration': 'its clipping takes inputs as uncorrelated'}},
+  ),
+  (
+    recipes.omni_microscopiq(bits=2, sigma=1.5, block=16).with_learning(None),
+    {},
+  ),
+  (recipes.learned_fineq().with_learning(None), {}),
+  (
+    recipes.balanced(levels=5, group=16),
+    {
+      'finer': recipes.balanced(levels=11, group=16),
+      'variants': [recipes.balanced(levels=5, group=16, damping=0.1)],
+    },
+  ),
+  (recipes.balanced(levels=3, group=10, compensate=False), {}),
   (recipes.olive(), {}),
   (recipes.olive(bits=2), {}),
   (
