@@ -274,9 +274,10 @@ class MicroScopiQ:
     rows = self._rowwise(target, k, n)
     value = self._grid(codes).relax(rows, hard)
     if shares:
-      for name, values in self._suppose(codes, rows).items():
-        width = value.shape[1] // shares[name].shape[2]
-        value += _base.lean(jnp.repeat(shares[name], width, axis=2), values)
+      found = self._suppose(codes, rows)
+      for name, share in shares.items():
+        share = jnp.repeat(share, value.shape[1] // share.shape[2], axis=2)
+        value += _base.lean(share, found[name])
     return self._matrix(value, k, n)
 
   def _suppose(self, codes, rows):
@@ -342,9 +343,14 @@ class MicroScopiQ:
     return found
 
   def settle(self, codes, logits, target, k, n):
-    best = lambda name: jnp.array(_MOVES)[jnp.argmax(logits[name], axis=0)]
-    codes = self._moved(codes, {name: best(name) for name in ('isf', 'osf')})
-    if not self.pruned:
+    moves = {
+      name: jnp.array(_MOVES)[jnp.argmax(logits[name], axis=0)]
+      for name in ('isf', 'osf')
+      if name in logits
+    }
+    if moves:
+      codes = self._moved(codes, moves)
+    if 'role' not in logits:
       return codes
     rows = self._rowwise(target, k, n)
     count = self._count(codes)

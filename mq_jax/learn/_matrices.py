@@ -64,7 +64,7 @@ class Moves(NamedTuple):
   rounding: str = 'straight'
   reach: float = 0.5
   numbers: bool = True
-  choices: bool = False
+  choices: tuple[str, ...] = ()
 
   @classmethod
   def of(cls, options: Learning) -> 'Moves':
@@ -162,7 +162,7 @@ def _placed(layout, moves, shape, codes, weight, near):
     prior = {}
     if moves.choices:
       found = layouts.choices(layout, codes, target, k, n)
-      prior = {name: _prior(*choice) for name, choice in found.items()}
+      prior = {n: _prior(*found[n]) for n in moves.choices if n in found}
     return weight if moves.rounding == 'nearest' else target, spacing, prior
 
   return _batched(one, shape, codes, weight)

@@ -78,6 +78,12 @@ def train(
   starts, leaves = {}, {}
   for name, matrix in found.items():
     starts[name], leaves[name] = _matrices.begin(matrix, weights[name], options)
+  offered = {name for start in starts.values() for name in start.prior}
+  if strange := [name for name in options.choices if name not in offered]:
+    raise ValueError(
+      f'learning: choices={options.choices}: no code has {", ".join(strange)} '
+      'to choose; FineQ has pattern, MicroScopiQ role, osf and isf'
+    )
   shell = jax.tree.map(
     lambda x: None if plans.is_matrix(x) else x, packed, is_leaf=plans.is_matrix
   )

@@ -45,9 +45,10 @@ class Learning:
       grid, in units of the loss at the start.
     numbers: Whether numbers of the codes are learned: scales and with them
       clipping, zero points, scales of inputs.
-    choices: Whether choices of the codes are learned: patterns, exponents,
-      which weights are outliers and which are pruned for them; by softmax, with
-      the best taken ('straight' and 'nearest' only).
+    choices: Names of those of the codes that are learned, by softmax, with the
+      best taken ('straight' and 'nearest' only): 'pattern' of FineQ's pairs;
+      'role' of MicroScopiQ's elements (inlier, outlier, pruned), 'osf' and
+      'isf', its exponents. Learning 'isf' did harm wherever it was tried.
     near: How far towards its own value a weight begins from its place on the
       grid, at most, in steps of the grid. Just under 0.5, rounding to nearest
       is where training begins, and half a step changes it.
@@ -69,7 +70,7 @@ class Learning:
   reach: float = 0.5
   anneal: float = 20.0
   numbers: bool = True
-  choices: bool = False
+  choices: tuple[str, ...] = ()
   near: float = 0.49
   every: int = 20
   patience: int | None = None
@@ -85,15 +86,19 @@ class Learning:
         f'learning: rounding={self.rounding!r} must be one of '
         f'{", ".join(ROUNDINGS)}'
       )
-    for name in ('numbers', 'choices'):
-      if not isinstance(getattr(self, name), bool):
-        raise ValueError(
-          f'learning: {name}={getattr(self, name)!r} must be True or False'
-        )
+    if not isinstance(self.numbers, bool):
+      raise ValueError(
+        f'learning: numbers={self.numbers!r} must be True or False'
+      )
+    names = self.choices
+    if not isinstance(names, tuple) or not all(
+      isinstance(name, str) for name in names
+    ):
+      raise ValueError(f'learning: choices={names!r} must be a tuple of names')
     if self.choices and self.soft:
       raise ValueError(
-        f"learning: choices=True goes with rounding='straight' or 'nearest', "
-        f'not {self.rounding!r}'
+        f"learning: choices={self.choices!r} go with rounding='straight' or "
+        f"'nearest', not {self.rounding!r}"
       )
     if self.rounding == 'nearest' and not (self.numbers or self.choices):
       raise ValueError(
@@ -137,7 +142,8 @@ class Learning:
   def label(self) -> str:
     """The scope and what differs from the defaults, e.g. 'block steps=50'."""
     rest = {k: v for k, v in self.to_json().items() if k != 'scope'}
-    return ' '.join([self.scope, *(f'{k}={v}' for k, v in rest.items())])
+    text = lambda x: '+'.join(x) if isinstance(x, list) else x
+    return ' '.join([self.scope, *(f'{k}={text(v)}' for k, v in rest.items())])
 
   def to_json(self) -> dict[str, Any]:
     """Plain data: what differs from the defaults.
@@ -155,11 +161,13 @@ class Learning:
         raise ValueError(
           f'learning: {name}={value!r} has no name to be written down by'
         )
-    return given
+    return {n: [*x] if isinstance(x, tuple) else x for n, x in given.items()}
 
 
 def from_json(data: Any) -> Learning:
   """Options from a mapping, from True (the defaults), or as they are.
+
+  Choices may be a list, or text with '+' between their names.
 
   Raises:
     ValueError: for unknown options, with the nearest, and values out of range.
@@ -179,4 +187,9 @@ def from_json(data: Any) -> Learning:
       raise ValueError(
         f'learning: no option {name!r}; did you mean {", ".join(near)}?'
       )
+  names = data.get('choices', ())
+  if isinstance(names, str):
+    names = names.split('+')
+  if isinstance(names, list):
+    data = {**data, 'choices': tuple(names)}
   return Learning(**data)

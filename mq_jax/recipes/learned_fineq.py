@@ -34,14 +34,14 @@ def learned_fineq(
 
   Examples:
     >>> learned_fineq().learning.choices
-    True
+    ('pattern',)
   """
   learning = Learning(
     steps=steps,
     batch=batch,
     optimizer='adam',
     learning_rate=0.002,
-    choices=True,
+    choices=('pattern',),
   )
   found = fineq(scales=scales, share=share, cluster=cluster, compensate=True)
   return found.with_learning(learning)

@@ -16,7 +16,7 @@ def omni_microscopiq(
   steps: int = 200,
   batch: int = 8,
 ) -> Recipe:
-  """Begin with MicroScopiQ; learn all that its codes say.
+  """Begin with MicroScopiQ; learn weights, roles, exponents, input scales.
 
   Args:
     bits: See `microscopiq`.
@@ -38,20 +38,20 @@ def omni_microscopiq(
     MicroScopiQ, arXiv 2411.05282v4, table 8 and its text: the scale factors of
     inliers and outliers are learned as OmniQuant (arXiv 2308.13137) learns
     clipping, and an equivalent transformation in the place of its fixed one.
-    Here the scale factors stay powers of two (choices by softmax); that
-    weights move on the grid, and which of them are outliers and pruned is
-    learned, is ours.
+    Here the scale factors stay powers of two, those of outliers chosen by
+    softmax (learning those of inliers so did harm); that weights move on the
+    grid, and which of them are outliers and pruned is learned, is ours.
 
   Examples:
     >>> omni_microscopiq(bits=4).learning.choices
-    True
+    ('role', 'osf')
   """
   learning = Learning(
     steps=steps,
     batch=batch,
     optimizer='adam',
     learning_rate=0.002,
-    choices=True,
+    choices=('role', 'osf'),
   )
   found = microscopiq(
     bits=bits, sigma=sigma, block=block, micro_block=micro_block

@@ -23,6 +23,8 @@ RECIPES = {
 }
 L = recipes.Learning
 
+CHOICES = ('pattern', 'role', 'osf', 'isf')
+
 
 def begin(name='rtn', weight=WEIGHT, **options):
   found = quantize.quantize_matrix(weight, RECIPES[name], hessian=GRAM)
@@ -163,7 +165,7 @@ def test_rectified_sigmoid_is_adarounds():
   ],
 )
 def test_what_is_packed_is_what_hard_values_are(rounding, name):
-  choices = rounding == 'straight'
+  choices = CHOICES if rounding == 'straight' else ()
   found, start, leaves = begin(name, rounding=rounding, choices=choices)
   moved = jittered(leaves)
   value = jax.jit(_matrices.values)(start, moved)
@@ -175,7 +177,7 @@ def test_what_is_packed_is_what_hard_values_are(rounding, name):
 
 def test_nothing_moved_is_the_start():
   for name in RECIPES:
-    found, start, leaves = begin(name, choices=True)
+    found, start, leaves = begin(name, choices=CHOICES)
     np.testing.assert_array_equal(
       _matrices.values(start, leaves), found.dequantize()
     )
@@ -230,7 +232,9 @@ def test_zero_weights_have_finite_gradients(name):
   for rounding in ('straight', 'sigmoid', 'tanh'):
     zero = np.zeros(SHAPE, np.float32)
     _, start, leaves = begin(
-      name, zero, rounding=rounding, choices=rounding == 'straight'
+      *(name, zero),
+      rounding=rounding,
+      choices=CHOICES if rounding == 'straight' else (),
     )
     slopes = jax.grad(lambda leaves, start=start: soft_loss(start, leaves))(
       leaves
@@ -277,7 +281,7 @@ def test_learning_choices_finds_better_patterns():
   found = quantize.quantize_matrix(WEIGHT, recipes.fineq())
   options = L(steps=200, optimizer='adam', learning_rate=0.02, batch=2)
   held = {}
-  for choices in (False, True):
+  for choices in ((), ('pattern',)):
     packed, trace = _training.train(
       loss,
       {'w': jnp.asarray(WEIGHT)},
@@ -290,8 +294,8 @@ def test_learning_choices_finds_better_patterns():
       np.asarray(packed['w'].codes['pattern'])
       == np.asarray(found.codes['pattern'])
     )
-    assert (same == 1.0) != choices
-  assert held[True] < 0.95 * held[False]
+    assert (same == 1.0) != bool(choices)
+  assert held[('pattern',)] < 0.95 * held[()]
 
 
 def test_recipes_that_say_how_to_learn():
@@ -310,8 +314,16 @@ def test_recipes_that_say_how_to_learn():
 def test_what_does_not_fit_is_refused():
   with pytest.raises(ValueError, match='undoes error compensation'):
     recipes.make('gptq', learning={'rounding': 'nearest'})
-  with pytest.raises(ValueError, match="goes with rounding='straight'"):
-    L(choices=True, rounding='tanh')
+  with pytest.raises(ValueError, match="go with rounding='straight'"):
+    L(choices=('role',), rounding='tanh')
+  with pytest.raises(ValueError, match='no code has rôle to choose'):
+    _training.train(
+      lambda params, _: jnp.sum(params['w']),
+      {'w': jnp.asarray(WEIGHT)},
+      {'w': quantize.quantize_matrix(WEIGHT, RECIPES['fineq'])},
+      np.zeros((4, 1)),
+      options=L(choices=('rôle', 'pattern')),
+    )
   with pytest.raises(ValueError, match='leaves nothing to learn'):
     L(rounding='nearest', numbers=False)
   with pytest.raises(ValueError, match='finds nothing to learn'):
@@ -329,7 +341,9 @@ def test_batches_of_matrices_are_learned_as_each_alone():
     record=jax.tree.map(stack, *(m.record for m in each)),
     shape=weights.shape,
   )
-  start, leaves = _matrices.begin(found, jnp.asarray(weights), L(choices=True))
+  start, leaves = _matrices.begin(
+    found, jnp.asarray(weights), L(choices=CHOICES)
+  )
   moved = jittered(leaves)
   both = _matrices.values(start, moved)
   assert both.shape == weights.shape

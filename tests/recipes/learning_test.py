@@ -10,6 +10,7 @@ def test_of_any_recipe_and_back_from_json():
   for given in (
     True,
     {'steps': 50, 'scope': 'model'},
+    {'choices': ['role', 'osf']},
     recipes.Learning(seed=3),
   ):
     recipe = recipes.make('gptq', bits=3, learning=given)
@@ -43,6 +44,11 @@ def test_functions_are_taken_but_not_written_down():
     ({'patience': 0}, 'patience=0'),
     ({'seed': -1}, 'seed=-1'),
     ({'finish': -1}, 'finish=-1'),
+    ({'rounding': 'up'}, "rounding='up' must be one of straight, sigmoid"),
+    ({'numbers': 'no'}, "numbers='no' must be True or False"),
+    ({'choices': True}, 'choices=True must be a tuple of names'),
+    ({'choices': 'role', 'rounding': 'tanh'}, "go with rounding='straight'"),
+    ({'anneal': -1}, 'anneal=-1 must be'),
     ('block', "'block' must be true, or a mapping"),
   ],
 )
