@@ -61,18 +61,27 @@ def from_json(data: Mapping[str, Any], sites: Sequence[Site]) -> Plan:
   Raises:
     ValueError: for sites, recipes or options that are not known.
   """
-  by_name = {site.name: site for site in sites}
-  entries = []
+  found = {}
   for name, given in data.items():
+    try:
+      found[name] = recipes.from_json(given)
+    except ValueError as error:
+      raise ValueError(f'plan: {name}: {error}') from error
+  return named(found, sites)
+
+
+def named(recipes_of: Mapping[str, Recipe], sites: Sequence[Site]) -> Plan:
+  """Give sites recipes by their names; the others stay as they are.
+
+  Raises:
+    ValueError: for a name of no site, with the nearest.
+  """
+  by_name = {site.name: site for site in sites}
+  for name in recipes_of:
     if name not in by_name:
       near = difflib.get_close_matches(name, by_name, n=3)
       raise ValueError(f'plan: no site {name!r}; nearest are {near}')
-    try:
-      recipe = recipes.from_json(given)
-    except ValueError as error:
-      raise ValueError(f'plan: {name}: {error}') from error
-    entries.append((by_name[name], recipe))
-  return Plan(tuple(entries))
+  return Plan(tuple((by_name[n], recipe) for n, recipe in recipes_of.items()))
 
 
 def plan(sites: Sequence[Site], rules: Sequence[tuple[str, Recipe]]) -> Plan:

@@ -204,8 +204,7 @@ class Bench:
       recipe = recipes.make(row.name, **dict(row.options))
       return quantize(
         self.model,
-        recipe,
-        self.sites,
+        plans.uniform(self.sites, recipe),
         self.statistics,
         steps(what),
         self.batches,
@@ -290,36 +289,35 @@ def _finite(record: dict[str, Any]) -> dict[str, Any]:
 
 def quantize(
   model: opening.LanguageModel,
-  recipe: Any,
-  found: tuple[sites.Site, ...],
+  plan: plans.Plan,
   statistics: Any,
   step: Callable[..., None] | None = None,
   batches: Sequence[Any] = (),
   coverage: plans.Coverage = plans.COVERED,
   inputs: str = 'quantized',
 ) -> tuple[dict, float]:
-  """Every weight of the model by one recipe; and the seconds it took.
+  """Weights of the model by a plan; and the seconds it took.
 
   The time includes compilation, which rows of equal program share: the first
   of them pays it.
 
   Args:
     model: Not quantized yet.
-    recipe: The recipe, which may have activations.
-    found: Sites of the model.
-    statistics: From `calibrate`; not looked at where the recipe is learned.
+    plan: Recipes of its sites, which may have activations.
+    statistics: From `calibrate`; not looked at where recipes are learned.
     step: Called with the matrices done and their number.
     batches: What it was calibrated on, for recipes with activations.
     coverage: What becomes of matrices that calibration hardly reached.
     inputs: Of blocks that are learned, see `learn.reconstruct`.
   """
   start = time.perf_counter()
-  if recipe.learning is not None:
-    packed = _learned(model, recipe, found, step, batches, coverage, inputs)
+  if learn.options_of(plan) is not None:
+    packed = _learned(model, plan, step, batches, coverage, inputs)
     return packed, time.perf_counter() - start
-  params, plan, chosen = model.params, plans.uniform(found, recipe), None
-  if recipe.activations is not None:
-    if recipe.activations.fold:
+  params, chosen = model.params, None
+  acting = [r.activations for _, r in plan.entries if r.activations is not None]
+  if acting:
+    if any(options.fold for options in acting):
       kinds = opening.channel_pairs(model)
       # Of keys both sides are outputs: no input is smoothed by them.
       pairs = [p for kind, ps in kinds.items() if kind != 'key' for p in ps]
@@ -342,26 +340,28 @@ def quantize(
   return packed, time.perf_counter() - start
 
 
-def _learned(model, recipe, found, step, batches, coverage, inputs) -> dict:
+def _learned(model, plan, step, batches, coverage, inputs) -> dict:
   """Weights that are learned, from the same calibration data."""
-  scope, f = recipe.learning.scope, model.apply
-  if scope == 'block':
+  f = model.apply
+  if learn.options_of(plan).scope == 'block':
     if isinstance(model, opening.Network):
       raise ValueError(
-        f'{recipe.label}: a {model.architecture} is not learned by blocks; use '
-        "scope 'model' or 'site'"
+        f'learning: a {model.architecture} is not learned by blocks; use scope '
+        "'model' or 'site'"
       )
     f = decoder.parts(model.config)
     blocks = streaming.of_params(f, model.params)
     found = streaming.find_sites(blocks, batches[0])
-  if recipe.activations is not None and recipe.activations.fold:
-    raise ValueError(f'{recipe.label}: what is folded is not learned')
+    plan = plans.named({site.name: r for site, r in plan.entries}, found)
+  for _, recipe in plan.entries:
+    if recipe.activations is not None and recipe.activations.fold:
+      raise ValueError(f'{recipe.label}: what is folded is not learned')
   as_tuple = lambda batch: batch if isinstance(batch, tuple) else (batch,)
   examples = tuple(map(np.concatenate, zip(*map(as_tuple, batches))))
   return learn.reconstruct(
     f,
     model.params,
-    plans.uniform(found, recipe),
+    plan,
     examples,
     inputs=inputs,
     coverage=coverage,

@@ -24,7 +24,8 @@ def bench(tiny, text):
 def quantized(bench, activations, **options):
   model, batches, sites, statistics, _ = bench
   recipe = mq.recipes.make('rtn', **options, activations=activations)
-  return comparison.quantize(model, recipe, sites, statistics, None, batches)[0]
+  plan = mq.plans.uniform(sites, recipe)
+  return comparison.quantize(model, plan, statistics, None, batches)[0]
 
 
 def nll(bench, params):

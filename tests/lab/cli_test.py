@@ -5,10 +5,11 @@ import pathlib
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
-from mq_jax import recipes
-from mq_jax.lab import cli, measure, runs
+from mq_jax import artifacts, plans, recipes, sites
+from mq_jax.lab import cli, measure, opening, runs
 from mq_jax.models import huggingface
 
 FIELDS = {
@@ -325,6 +326,39 @@ def test_quantize_then_eval(tiny, text, tmp_path, capsys):
     tmp_path / 'x',
   )
   assert 'is quantized already' in again
+
+
+def test_quantize_by_a_plan_and_learn_it(tiny, text, tmp_path, capsys):
+  model = opening.open_any(tiny)
+  found = sites.find(model.apply, model.params, np.zeros((1, 8), np.int32))
+  rtn = {'recipe': 'rtn', 'group': 16}
+  plan = {site.name: {**rtn, 'bits': 2 + i} for i, site in enumerate(found[:3])}
+  path = tmp_path / 'plan.json'
+  path.write_text(json.dumps(plan))
+  given = ['quantize', '--model', tiny, '--calibration', text, '--plan', path]
+  given += ['--windows', 6, '--batch', 3]
+  run = lambda *more: cli.main([str(a) for a in (*given, *more)])
+  packed = {}
+  for name, more in (
+    ('plain', ()),
+    ('learned', ('--learn', 'block:steps=2,every=1,batch=2,held=0.3')),
+  ):
+    assert run(*more, '--out', tmp_path / name) == 0
+    assert 'plan.json' in capsys.readouterr().out
+    packed[name] = artifacts.load(tmp_path / name).params
+    matrices = plans.matrices(packed[name])
+    assert {n: m.layout.bits for n, m in matrices.items()} == {
+      n: x['bits'] for n, x in plan.items()
+    }
+  moved = [
+    m.record['moved'] for m in plans.matrices(packed['learned']).values()
+  ]
+  assert len(moved) == 3
+  out = ('--out', tmp_path / 'x')
+  assert 'leave out --bits' in refused(capsys, *given, *out, '--bits', 3)
+  path.write_text(json.dumps({'layers/0/q': rtn}))
+  assert "no site 'layers/0/q'" in refused(capsys, *given, *out)
+  assert 'no such plan' in refused(capsys, *given[:-5], 'absent.json', *out)
 
 
 def test_eval_for_people(tiny, text, capsys):

@@ -30,6 +30,7 @@ DIR as the search goes: the same command continues it, to the same result.
     mq allocate --model reference --accelerator microscopiq \\
         --budget cycles=0.8x --budget ebw=3 --out plan --artifact
     mq cost --model reference --plan plan/plan.json --accelerator systolic
+    mq quantize --model reference --plan plan/plan.json --learn --out learned
 """
 
 

@@ -10,11 +10,19 @@ def add(commands) -> None:
   quantize = commands.add_parser(
     'quantize',
     help='write a packed artifact of a model',
-    description='Quantize every matmul weight of a model by one recipe: a '
-    'language model, or a folder of a text encoder, ViT, ResNet or DiT.',
+    description='Quantize every matmul weight of a model by one recipe, or '
+    'those of a plan: a language model, or a folder of a text encoder, ViT, '
+    'ResNet or DiT.',
   )
   shared.add_model(quantize)
-  quantize.add_argument('--recipe', required=True, metavar='NAME')
+  asked = quantize.add_mutually_exclusive_group(required=True)
+  asked.add_argument('--recipe', metavar='NAME')
+  asked.add_argument(
+    '--plan',
+    metavar='FILE.json',
+    help='recipes by site, as mq allocate writes them; the sites it leaves out '
+    'stay as they are',
+  )
   quantize.add_argument('--bits', type=int, metavar='B')
   quantize.add_argument(
     '--set',
@@ -83,7 +91,7 @@ def add(commands) -> None:
 
 
 def _quantize(arguments: argparse.Namespace) -> int:
-  from mq_jax import recipes
+  from mq_jax import plans, recipes
   from mq_jax.lab import config, files
 
   shared.positive(arguments, 'windows', 'batch', 'least_tokens', 'generated')
@@ -95,20 +103,40 @@ def _quantize(arguments: argparse.Namespace) -> int:
     )
   if arguments.learn is not None:
     options['learning'] = config.named(arguments.learn, '--learn', 'scope')
-  recipe = recipes.make(arguments.recipe, **options)
+  if arguments.plan is None:
+    recipe = recipes.make(arguments.recipe, **options)
+    plan_of = lambda found: plans.uniform(found, recipe)
+  else:
+    plan_of = _planned(arguments.plan, options)
   files.check_writable(arguments.out)
-  if arguments.stream:
-    return _streamed(arguments, recipe)
-  return _whole(arguments, recipe)
+  return (_streamed if arguments.stream else _whole)(arguments, plan_of)
 
 
-def _whole(arguments: argparse.Namespace, recipe) -> int:
+def _planned(path: str, options: dict):
+  """From sites a plan that a file has, learned if that is asked for."""
+  from mq_jax import plans, recipes
+  from mq_jax.lab import costing
+
+  learning = options.pop('learning', None)
+  if options:
+    raise ValueError(
+      f'--plan {path} says what the recipes are; leave out --bits, --set and '
+      '--activations'
+    )
+  found = costing.read_plan(path)
+  if learning is not None:
+    learning = recipes.make('none', learning=learning).learning
+    found = {name: r.with_learning(learning) for name, r in found.items()}
+  return lambda sites: plans.named(found, sites)
+
+
+def _whole(arguments: argparse.Namespace, plan_of) -> int:
   """Quantize a model that is in memory."""
   import time
 
   from rich import console
 
-  from mq_jax import artifacts, calibration, plans, sites, streaming
+  from mq_jax import artifacts, calibration, learn, plans, sites, streaming
   from mq_jax.lab import (
     comparison,
     distributed,
@@ -141,39 +169,39 @@ def _whole(arguments: argparse.Namespace, recipe) -> int:
       model, arguments.generated, batches[0], arguments.seed
     )
   display = progress.Display(console.Console(stderr=True))
+  first = batches[0] if isinstance(batches[0], tuple) else batches[:1]
+  plan = plan_of(sites.find(model.apply, model.params, *first))
+  learning, name = learn.options_of(plan), arguments.recipe or arguments.plan
   with display.rows(0, 1):
-    if arguments.inputs == 'quantized' and recipe.learning is None:
+    if arguments.inputs == 'quantized' and learning is None:
       blocks = opening.blocks_of(model)
       start = time.perf_counter()
-      plan = plans.uniform(streaming.find_sites(blocks, batches[0]), recipe)
+      plan = plan_of(streaming.find_sites(blocks, batches[0]))
       steps = streaming.quantize(
         blocks,
         plan,
         streaming.begin(blocks, batches),
         coverage=_coverage(arguments),
-        progress=display.steps(arguments.recipe),
+        progress=display.steps(name),
       )
       packed = streaming.assemble(blocks, list(steps))
       seconds = time.perf_counter() - start
     else:
-      first = batches[0] if isinstance(batches[0], tuple) else batches[:1]
-      found = sites.find(model.apply, model.params, *first)
       statistics = None  # learning calibrates as it goes
-      if recipe.learning is None:
+      if learning is None:
         statistics = calibration.calibrate(
           model.apply,
           model.params,
           batches,
-          sites=found,
+          sites=[site for site, _ in plan.entries],
           least=0,  # `plans.compress` decides
           progress=display.steps('calibrating'),
         )
       packed, seconds = comparison.quantize(
         model,
-        recipe,
-        found,
+        plan,
         statistics,
-        display.steps(arguments.recipe),
+        display.steps(name),
         batches,
         _coverage(arguments),
         arguments.inputs or 'quantized',
@@ -190,11 +218,11 @@ def _coverage(arguments: argparse.Namespace):
   return plans.Coverage(arguments.least_tokens, arguments.uncovered)
 
 
-def _streamed(arguments: argparse.Namespace, recipe) -> int:
+def _streamed(arguments: argparse.Namespace, plan_of) -> int:
   """Quantize a model block by block."""
   from rich import console
 
-  from mq_jax import artifacts, plans, streaming
+  from mq_jax import artifacts, learn, streaming
   from mq_jax.lab import (
     distributed,
     journal,
@@ -219,20 +247,20 @@ def _streamed(arguments: argparse.Namespace, recipe) -> int:
       '--generated: a model that writes has all its blocks in memory; leave '
       '--stream out'
     )
-  learning = recipe.learning
+  plan = plan_of(streaming.find_sites(blocks, batches[0]))
+  learning = learn.options_of(plan)
   if learning is not None and (learning.scope != 'block' or learning.finish):
     raise ValueError(
       f'--learn {learning.label}: --stream has one block at a time; '
       'learn by block, or without --stream'
     )
-  plan = plans.uniform(streaming.find_sites(blocks, batches[0]), recipe)
   described, tokenizer = opening.described(model)
   versions = runs.versions()
   setup = {
     'model': arguments.model,
     'blocks': blocks.count,
     'config': described['config'],
-    'recipe': recipe.to_json(),
+    'plan': plan.to_json(),
     'inputs': inputs,
     'coverage': _coverage(arguments)._asdict(),
     'calibration': text.sha256,
@@ -269,7 +297,7 @@ def _said(arguments, name: str, manifest, records, seconds: float) -> str:
 
   totals = manifest['totals']
   return (
-    f'{arguments.out}: {name} by {arguments.recipe}, '
+    f'{arguments.out}: {name} by {arguments.recipe or arguments.plan}, '
     f'{len(manifest["packed"])} weights in {totals["nbytes"]} bytes, ebw '
     f'{totals["ebw"]:.4f}, quantized in {seconds:.1f} s, '
     f'{measure.status_of(records)}'

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from mq_jax import recipes
+from mq_jax import plans, recipes
 from mq_jax.lab import comparison, config, measure, progress
 from mq_jax.lab.sweeping import space as space_lib
 from mq_jax.lab.sweeping import spec, stacking
@@ -153,8 +153,7 @@ class Runner:
         packed = [
           comparison.quantize(
             bench.model,
-            given[0],
-            bench.sites,
+            plans.uniform(bench.sites, given[0]),
             bench.statistics,
             step,
             bench.batches,
