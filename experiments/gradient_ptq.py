@@ -87,6 +87,27 @@ class Bench:
     nearest, after = found
     return nearest, after
 
+  def left(
+    self, options: dict[str, Any], length: int, test: np.ndarray, seeds: Any
+  ) -> tuple[float, list[float]]:
+    """The error rounded to nearest, and what is left of it, by seed.
+
+    Args:
+      options: Of learning, and `text` and `windows`, what it is learned on.
+      length: Of windows.
+      test: Windows that errors are measured on.
+      seeds: Of windows and of training.
+    """
+    options = dict(options)
+    text, windows = options.pop('text'), options.pop('windows')
+    shares = []
+    for seed in seeds:
+      tokens = self.windows(text, windows, length, seed)
+      learning = learn.Learning(**options, seed=seed)
+      nearest, after = self.errors(learning, tokens, test)
+      shares.append(after / nearest)
+    return nearest, shares
+
 
 def draw(records: list[dict], footnote: str) -> mpl.Figure:
   """Errors left, by axis, with the spread of seeds."""
@@ -101,7 +122,7 @@ def draw(records: list[dict], footnote: str) -> mpl.Figure:
       [r['left'] for r in own],
       yerr=[r['spread'] for r in own],
       fmt='o',
-      color=style.INK,
+      color=style.COLORS[0],
       mfc='white',
       capsize=3,
     )
@@ -144,28 +165,21 @@ def gradient_ptq(
   bench = Bench(opening.open_any(model), recipes.from_json(recipe))
   test = bench.test(test_windows, tokens)
   records: list[dict[str, Any]] = []
+  done: dict[str, dict[str, Any]] = {}
   for axis, cases in axes.items():
     for setting, case in cases.items():
       options = {**base, **case}
-      text, windows = options.pop('text'), options.pop('windows')
-      began, shares = time.perf_counter(), []
-      for seed in seeds:
-        nearest, after = bench.errors(
-          learn.Learning(**options, seed=seed),
-          bench.windows(text, windows, tokens, seed),
-          test,
-        )
-        shares.append(after / nearest)
-      records.append(
-        {
-          'axis': axis,
-          'setting': setting,
+      key = repr(sorted(options.items()))
+      if key not in done:  # the base is in every axis
+        began = time.perf_counter()
+        nearest, shares = bench.left(options, tokens, test, seeds)
+        done[key] = {
           'nearest': nearest,
           'left': float(np.mean(shares)),
           'spread': float(np.std(shares)),
           'seconds': round(time.perf_counter() - began, 1),
         }
-      )
+      records.append({'axis': axis, 'setting': setting, **done[key]})
       print(
         f'{axis} {setting}: {records[-1]["left"]:.3f} of the error left',
         flush=True,

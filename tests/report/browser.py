@@ -1,10 +1,12 @@
 """A headless Chromium, spoken to over two pipes: no port, no package."""
 
 import base64
+import fcntl
 import json
 import os
 import shutil
 import subprocess
+import sys
 
 
 def executable() -> str | None:
@@ -29,21 +31,24 @@ class Browser:
       *('--disable-background-networking', '--remote-debugging-pipe'),
       *(f'--user-data-dir={profile}', 'about:blank'),
     ]
-
-    def wire():  # the browser reads from 3 and writes to 4
-      read, write = os.dup(to_browser), os.dup(from_browser)
-      os.dup2(read, 3)
-      os.dup2(write, 4)
-
+    # The browser reads from 3 and writes to 4. A process of its own sees to
+    # that: code of ours before the command would be a fork, of which JAX warns.
+    ends = [
+      fcntl.fcntl(x, fcntl.F_DUPFD, 20) for x in (to_browser, from_browser)
+    ]
+    wire = (
+      'import os, sys; read, write, *command = sys.argv[1:]; '
+      'os.dup2(int(read), 3); os.dup2(int(write), 4); '
+      'os.execv(command[0], command)'
+    )
     self._process = subprocess.Popen(
-      command,
-      pass_fds=(3, 4, to_browser, from_browser),
-      preexec_fn=wire,
+      [sys.executable, '-c', wire, *map(str, ends), *command],
+      pass_fds=ends,
       stdout=subprocess.DEVNULL,
       stderr=subprocess.DEVNULL,
     )
-    os.close(to_browser)
-    os.close(from_browser)
+    for end in (to_browser, from_browser, *ends):
+      os.close(end)
     self._buffer, self._count, self.events = b'', 0, []
     self._session = None
     (page,) = (
