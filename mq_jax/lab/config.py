@@ -103,6 +103,36 @@ def _activations_label(value: Any) -> str:
   return ' '.join([*words, label_of(str(value.get('format')), rest)])
 
 
+def _ordered(name: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+  """Options in the order of the recipe's, not as they were written.
+
+  Configs that gin writes have them sorted: a run that is resumed from its own
+  would be another.
+  """
+  from mq_jax import activations, recipes  # late: a second of imports
+
+  try:
+    known = recipes.parameters(name)
+  except (ValueError, TypeError):  # said where the row is tried
+    known = ()
+  found = _by(options, (*known, 'activations', 'learning'))
+  for key, kind in (
+    ('activations', activations.Activations),
+    ('learning', recipes.Learning),
+  ):
+    if isinstance(found.get(key), Mapping):
+      fields = [field.name for field in dataclasses.fields(kind)]
+      found[key] = _by(found[key], fields)
+  return found
+
+
+def _by(options: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+  """Options by the order of names, others behind them by the alphabet."""
+  place = {name: i for i, name in enumerate(names)}
+  order = lambda key: (place.get(key, len(place)), str(key))
+  return {key: options[key] for key in sorted(options, key=order)}
+
+
 def _row(entry: Any) -> Row:
   """A row from its gin value: a name, or a dict with 'recipe' and options."""
   if isinstance(entry, str):
@@ -115,6 +145,7 @@ def _row(entry: Any) -> Row:
     )
   options = {k: v for k, v in entry.items() if k not in ('recipe', 'label')}
   name = entry['recipe']
+  options = _ordered(name, options)
   label = entry.get('label') or label_of(name, options)
   if not isinstance(name, str) or not isinstance(label, str):
     raise FieldError('recipes', f'names and labels are text, got {entry!r}')

@@ -59,6 +59,22 @@ def _unknown(kind: str, name: str, known) -> ValueError:
   return ValueError(f'{kind} {name!r}; {hint}known are {", ".join(known)}')
 
 
+def _factory(name: str):
+  found = _FACTORIES.get(name) or _plugins.find(name)
+  if found is None:
+    raise _unknown('unknown recipe', name, (*NAMES, *_plugins.names(NAMES)))
+  return found
+
+
+def parameters(name: str) -> tuple[str, ...]:
+  """Names of the options of a recipe's factory, in its order.
+
+  Raises:
+    ValueError: for an unknown name, with the nearest ones.
+  """
+  return tuple(inspect.signature(_factory(name)).parameters)
+
+
 def make(
   name: str, *, activations: Any = None, learning: Any = None, **options: Any
 ) -> Recipe:
@@ -86,13 +102,8 @@ def make(
     >>> make('gptq', bits=3, activations={'format': 'mx_int', 'bits': 8}).label
     'gptq(bits=3, activations=a8 mx_int)'
   """
-  if name in _FACTORIES:
-    factory = _FACTORIES[name]
-  elif (found := _plugins.find(name)) is not None:
-    factory = found
-  else:
-    raise _unknown('unknown recipe', name, (*NAMES, *_plugins.names(NAMES)))
-  known = tuple(inspect.signature(factory).parameters)
+  factory = _factory(name)
+  known = parameters(name)
   for option in options:
     if option not in known:
       raise _unknown(
@@ -146,6 +157,7 @@ __all__ = [
   'olive',
   'omni_microscopiq',
   'omniquant',
+  'parameters',
   'recipe',
   'rtn',
 ]

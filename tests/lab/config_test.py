@@ -50,6 +50,26 @@ def test_operative_config_is_a_config_of_the_same_study(write):
   assert again.digest == study.digest
 
 
+def test_options_are_in_the_order_of_the_recipe_however_written(write):
+  """Gin writes mappings sorted: the run's own config must be the same study."""
+  text = """
+compare.models = ['reference']
+compare.recipes = [
+  {'group': 32, 'recipe': 'gptq', 'bits': 2, 'damping': 0.1, 'clip': 'search',
+   'learning': {'optimizer': 'adam', 'batch': 4, 'steps': 5},
+   'activations': {'smooth': 0.7, 'format': 'mx_int', 'bits': 8}},
+]
+"""
+  study, operative = config.load(write(text))
+  (row,) = study.rows
+  assert row.label == (
+    'gptq w2 g32 clip=search damping=0.1 a8 mx_int smooth=0.7 '
+    'learned steps=5 optimizer=adam batch=4'
+  )
+  again, _ = config.load(write(operative, 'operative.gin'))
+  assert again == study and again.digest == study.digest
+
+
 def test_digest_is_of_what_is_run_not_of_how_it_is_written(write):
   study, _ = config.load(write(GOOD))
   same, _ = config.load(write(GOOD + '\n# seed\ncompare.seed = 0\n', 'b.gin'))
