@@ -127,9 +127,9 @@ def draw(records: list[dict], footnote: str) -> mpl.Figure:
       capsize=3,
     )
     panel.set_xticks(at, [r['setting'] for r in own], rotation=60, ha='right')
-    panel.set_ylim(bottom=0)
     style.title(panel, axis)
     style.grid(panel)
+  panels[0].set_ylim(0, 1.1 * max(r['left'] for r in records))  # of all
   panels[0].set_ylabel('error left, of that of rounding to nearest')
   style.footnote(fig, footnote)
   return fig
